@@ -1,0 +1,100 @@
+"""Sizes of a Qwen2-VL-style model. Field names follow the Hugging Face config where one exists."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """The vision tower: a bidirectional transformer over 2x14x14 patches with 2-D rotary positions."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    mlp_ratio: int = 4
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    in_channels: int = 3
+    layernorm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads or (self.embed_dim // self.num_heads) % 4:
+            raise ValueError(
+                f"model.vision: embed_dim {self.embed_dim} over num_heads {self.num_heads} gives a head of "
+                f"{self.embed_dim / self.num_heads:g}; 2-D rotary positions need a multiple of 4"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return self.embed_dim * self.mlp_ratio
+
+    @property
+    def patch_dim(self) -> int:
+        """Length of one flattened patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_dim(self) -> int:
+        """Width of one merged block of patches, the merger's input."""
+        return self.embed_dim * self.spatial_merge_size**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageConfig:
+    """The Qwen2 decoder."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    mrope_section: tuple[int, int, int]
+    """Rotary frequency pairs that follow the temporal, height and width position; they sum to head_dim / 2."""
+    tie_embeddings: bool = False
+    max_positions: int = 32768
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+    head_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.language: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.language: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if sum(self.mrope_section) * 2 != self.head_dim:
+            raise ValueError(
+                f"model.language: mrope_section {list(self.mrope_section)} sums to {sum(self.mrope_section)}; "
+                f"a head of {self.head_dim} needs {self.head_dim // 2}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size if self.head_size is not None else self.hidden_size // self.num_heads
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A whole model. Without `vision` it is the language model alone, which is how the quickstart grows its own."""
+
+    name: str
+    language: LanguageConfig
+    vision: VisionConfig | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts a training stage can train or freeze."""
+        return ("vision", "merger", "language") if self.vision else ("language",)

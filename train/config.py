@@ -1,0 +1,90 @@
+"""One run as typed, frozen records. Hydra ends in `train/resolve.py`; everything after it sees these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data.config import DataConfig
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """What one training stage trains, for how long, and how fast."""
+
+    name: str
+    trainable: tuple[str, ...]
+    """Parts that learn, out of vision, merger, language. The others get no gradient and no optimizer state."""
+    learning_rates: dict[str, float]
+    """Peak learning rate of each trainable part."""
+    steps: int | None = None
+    """Length in optimizer steps; exactly one of `steps` and `tokens` is given."""
+    tokens: int | None = None
+    """Length in text and visual tokens, as the Qwen2-VL paper counts (arXiv 2409.12191, section 3.1)."""
+    warmup: float = 0.01
+    """Share of the length over which the rate climbs from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_rate: float = 0.1
+    """Rate at the end as a share of the peak; not read by `constant`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    """Applies to matrices; norms and biases are not decayed."""
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """Where the first weights come from."""
+
+    from_run: str | None = None
+    """A run folder; its newest checkpoint's weights are taken, never its optimizer."""
+    from_hf: str | None = None
+    """A Hugging Face Qwen2-VL folder."""
+    fresh: tuple[str, ...] = ()
+    """Parts drawn at random instead; with neither source all parts are."""
+    std: float = 0.02
+    """Standard deviation of random matrices (ours; transformers' initializer_range for this family)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When state is written."""
+
+    every_steps: int | None = None
+    """None: only at the end of the stage."""
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """What is told about a run."""
+
+    every_steps: int = 10
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    wandb_project: str = "triptych"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """The root: everything `python -m train` needs."""
+
+    run_dir: str
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    stop_after_steps: int | None = None
+    """Save and leave after this many steps of the whole stage, as a pre-empted run would; the schedule is not bent."""
+    model: ModelConfig
+    data: DataConfig
+    parallel: ParallelConfig
+    stage: StageConfig
+    optimizer: OptimizerConfig
+    init: InitConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
