@@ -1,0 +1,113 @@
+"""What a recipe says about data. Checked here, once, with the numbers in the message."""
+
+from dataclasses import dataclass, field
+
+IGNORE = -100  # target id that the loss skips
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One folder of shards with its `index/` in it."""
+
+    name: str
+    path: str
+    weight: float = 1.0
+    """Share of the samples (not tokens) of every window, relative to the other sources."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"source {self.name!r}: weight is {self.weight}, must be > 0; leave the source out instead")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """Sizes in pixels. Defaults are those of the published Qwen2-VL `preprocessor_config.json`."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 16384 * 28 * 28
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a visual token; sides of resized pictures are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Length of one flattened patch: 3 colours x temporal_patch_size x patch_size squared (1176)."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    def __post_init__(self) -> None:
+        if min(self.patch_size, self.merge_size, self.temporal_patch_size) < 1:
+            raise ValueError(f"patch_size, merge_size and temporal_patch_size must be positive, got {self}")
+        _check_pixels("image", self.min_pixels, self.max_pixels, self.factor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoConfig:
+    """Frame choice and sizes. Defaults: qwen-vl-utils, and the 16384 tokens a clip of the Qwen2-VL paper."""
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int = 128 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    total_pixels: int = int(128000 * 28 * 28 * 0.9)
+    max_tokens: int = 16384
+    """Visual tokens a clip may have at most; wins over min_pixels."""
+    timeout_seconds: float = 30.0
+    cache_dir: str | None = None
+    cache_bytes: int = 20 * 2**30
+
+    def __post_init__(self) -> None:
+        _check_pixels("video", self.min_pixels, self.max_pixels, 1)
+        if not (self.fps > 0 and 2 <= self.min_frames <= self.max_frames):
+            raise ValueError(
+                f"video: need fps > 0 and 2 <= min_frames <= max_frames, got fps {self.fps}, "
+                f"min_frames {self.min_frames}, max_frames {self.max_frames}"
+            )
+        if self.max_tokens < self.max_frames // 2:
+            raise ValueError(
+                f"video: max_tokens {self.max_tokens} leaves less than one token for each pair of "
+                f"max_frames {self.max_frames} frames; raise it to at least {self.max_frames // 2} or lower max_frames"
+            )
+        if self.timeout_seconds <= 0 or self.cache_bytes < 0:
+            raise ValueError("video: timeout_seconds must be positive and cache_bytes must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Everything that decides which tokens and pixels step s trains on, plus how far to read ahead."""
+
+    tokenizer: str
+    """Hugging Face tokenizer folder."""
+    sources: tuple[SourceConfig, ...]
+    tokens_per_row: int
+    patches_per_row: int
+    rows_per_step: int
+    window: int
+    """Samples that are packed together; more fill rows better and mix sources over a longer stretch."""
+    seed: int
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    prefetch_steps: int = 2
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"data.sources needs at least one source and no name twice, got {names}")
+        for key in ("tokens_per_row", "rows_per_step", "window", "prefetch_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"data.{key} is {getattr(self, key)}, must be at least 1")
+        if self.patches_per_row < 0 or self.seed < 0:
+            raise ValueError("data.patches_per_row and data.seed must not be negative")
+
+
+def _check_pixels(name: str, low: int, high: int, factor: int) -> None:
+    if not (0 < low <= high and high >= factor**2):
+        raise ValueError(
+            f"{name}: need 0 < min_pixels <= max_pixels and max_pixels >= {factor**2} (one visual token), "
+            f"got {low} and {high}"
+        )

@@ -1,0 +1,21 @@
+"""The faults this package tells apart, because each has another cure."""
+
+
+class SampleError(ValueError):
+    """The bytes are what was indexed, yet they cannot be decoded: the sample becomes a placeholder."""
+
+
+class FormatError(ValueError):
+    """A shard or a sample does not follow docs/data_format.md; found when indexing, before any training."""
+
+
+class MismatchError(ValueError):
+    """Index, tokenizer, shards or a saved cursor do not belong together; the message lists what differs."""
+
+
+class BudgetError(ValueError):
+    """A sample or a mixture does not fit the configured budgets; the message has the numbers."""
+
+
+class ShardFault(RuntimeError):
+    """Stored bytes differ from what was indexed, twice in a row: an environment fault, never skipped over."""
