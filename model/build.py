@@ -1,0 +1,47 @@
+"""From a config to this rank's share of the model, ready for the optimizer."""
+
+from dataclasses import dataclass
+
+import torch
+
+from model.canonical import Box, canonical_boxes
+from model.config import ModelConfig
+from model.vlm import VisionLanguageModel
+from parallel.config import ParallelConfig
+from parallel.groups import Groups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltModel:
+    """This rank's pipeline stage and where its parameters lie in the whole model."""
+
+    module: VisionLanguageModel
+    config: ModelConfig
+    boxes: dict[str, Box]
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+
+
+def build_model(
+    config: ModelConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype, trainable: tuple[str, ...]
+) -> BuiltModel:
+    """Build the pipeline stage with unset weights and freeze every part that `trainable` does not name.
+
+    Raises ValueError when a named part does not exist in this model.
+    """
+    unknown = set(trainable) - set(config.parts)
+    if unknown:
+        raise ValueError(f"stage.trainable names {sorted(unknown)}; model {config.name} has {list(config.parts)}")
+    module = VisionLanguageModel(config, parallel, groups, dtype)
+    for part in set(config.parts) - set(trainable):
+        frozen = module.part(part)
+        if frozen is not None:
+            frozen.requires_grad_(False)
+    boxes = canonical_boxes(module, config, parallel, groups)
+    for name, parameter in module.named_parameters():
+        # DeepSpeed counts a parameter's gradient once per tensor rank if it is split, once in all if it is not,
+        # and never for the second copy of a tied embedding.
+        parameter.tensor_model_parallel = boxes[name].is_split  # type: ignore[attr-defined]
+        parameter.ds_pipe_replicated = not boxes[name].owner  # type: ignore[attr-defined]
+    return BuiltModel(module=module, config=config, boxes=boxes)

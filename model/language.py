@@ -1,0 +1,107 @@
+"""The Qwen2 decoder: megatron-core's GPTModel with M-RoPE and packed attention.
+
+Shapes: T tokens of a row, H width, V vocabulary (padded to a multiple of the tensor axis).
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from model.config import LanguageConfig
+from model.layers import RMSNorm, layer_spec, shared_settings
+from parallel.config import ParallelConfig
+from parallel.groups import Groups
+
+
+def padded_vocab(config: LanguageConfig, tp_size: int) -> int:
+    """Vocabulary rows once each tensor rank holds the same number."""
+    return config.vocab_size + -config.vocab_size % tp_size
+
+
+class LanguageModel(GPTModel):
+    """This pipeline stage's share of the decoder."""
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        parallel: ParallelConfig,
+        groups: Groups,
+        dtype: torch.dtype,
+        split: tuple[int, ...],
+    ) -> None:
+        self.sizes = config
+        num_layers = split[groups.pp_rank]
+        super().__init__(
+            config=language_transformer_config(config, parallel, groups, dtype, split),
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[layer_spec(RMSNorm, causal=True)] * num_layers, layer_norm=RMSNorm
+            ),
+            vocab_size=padded_vocab(config, groups.tp_size),
+            max_sequence_length=config.max_positions,
+            pre_process=groups.is_first_stage,
+            post_process=groups.is_last_stage,
+            share_embeddings_and_output_weights=config.tie_embeddings,
+            position_embedding_type="mrope",
+            rotary_base=config.rope_theta,
+            # Visual tokens are put in before the row is split over the tensor axis.
+            scatter_embedding_sequence_parallel=False,
+            pg_collection=groups.megatron,
+        )
+        num_real = config.vocab_size - groups.tp_rank * (padded_vocab(config, groups.tp_size) // groups.tp_size)
+        self.num_real_logits = max(0, num_real)
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: a tied embedding starts equal on both pipeline stages because weights are filled by name.
+
+        megatron-core's own version moves the weight with `.cuda()` and all-reduces it inside the constructor.
+        """
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """labels (1, T), logits (T, 1, V / tensor) -> loss of each token, float32 (1, T).
+
+        Rows that only pad the vocabulary cannot be predicted.
+        """
+        if self.num_real_logits < logits.shape[-1]:
+            padding = logits.shape[-1] - self.num_real_logits
+            logits = F.pad(logits[..., : self.num_real_logits], (0, padding), value=float("-inf"))
+        return super().compute_language_model_loss(labels, logits)
+
+
+def language_transformer_config(
+    config: LanguageConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype, split: tuple[int, ...]
+) -> TransformerConfig:
+    """megatron-core's view of the decoder, and of how pipeline messages look."""
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        num_query_groups=config.num_kv_heads,
+        kv_channels=config.head_dim,
+        ffn_hidden_size=config.ffn_size,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.rms_norm_eps,
+        mrope_section=list(config.mrope_section),
+        pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_model_parallel_layout=layer_layout(split) if groups.pp_size > 1 else None,
+        pipeline_dtype=dtype,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # demanded by variable_seq_lengths although there is no MoE
+        calculate_per_token_loss=True,  # else the schedule divides the loss by the number of microbatches
+        deallocate_pipeline_outputs=True,
+        **shared_settings(parallel, dtype, groups.device),
+    )
+
+
+def layer_layout(split: tuple[int, ...]) -> list[list[str]]:
+    """A split as megatron-core spells it: embedding, decoder layers and loss of each pipeline stage."""
+    stages = [["decoder"] * count for count in split]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages

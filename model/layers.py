@@ -1,0 +1,88 @@
+"""What a vision and a language transformer layer are made of: megatron-core's parts, our norms and packed attention."""
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from model.attention import PackedAttention
+from parallel.config import ParallelConfig
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm; under sequence parallelism its gradient is a partial sum (megatron-core's torch norm refuses that)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        mark_partial_gradient(self, config)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, marked like `RMSNorm`."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        mark_partial_gradient(self, config)
+
+
+def mark_partial_gradient(module: torch.nn.Module, config: TransformerConfig) -> None:
+    """Tell gradient finishing to sum these over the tensor axis: each rank saw only its slice of the row."""
+    for parameter in module.parameters():
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The activation of the CLIP-style vision tower (transformers' `quick_gelu`)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def layer_spec(norm: type, causal: bool) -> ModuleSpec:
+    """A pre-norm transformer layer with packed attention."""
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal if causal else AttnMaskType.no_mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(
+                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def shared_settings(parallel: ParallelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """TransformerConfig fields that both towers share."""
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "sequence_parallel": parallel.sequence_parallel,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # Weights are filled by canonical name (model/init.py), so that no layout changes them.
+        "perform_initialization": False,
+        "use_cpu_initialization": device.type == "cpu",
+        # These fusions need Apex or TransformerEngine, or compile at the first step.
+        "gradient_accumulation_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        # Weights and `.grad` belong to DeepSpeed; async tensor-parallel all-reduce needs CUDA_DEVICE_MAX_CONNECTIONS=1.
+        "async_tensor_model_parallel_allreduce": False,
+    }

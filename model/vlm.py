@@ -1,0 +1,87 @@
+"""One pipeline stage of the vision-language model. Parts that live on another stage are None.
+
+Shapes: T tokens of a row, P patches, V visual tokens, H width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from torch import Tensor
+
+from model.attention import Segments
+from model.config import ModelConfig
+from model.language import LanguageModel
+from model.placement import language_split
+from model.vision import Grid, Merger, VisionTower
+from parallel.config import ParallelConfig
+from parallel.groups import Groups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One microbatch on the device. `patches` exists on the first pipeline stage only, and only if the row has any."""
+
+    tokens: Tensor
+    """int64 (1, T)"""
+    targets: Tensor
+    """int64 (1, T), next token where supervised, a negative number elsewhere"""
+    positions: Tensor
+    """int64 (3, 1, T), temporal, height and width position (M-RoPE)"""
+    segments: Segments
+    """Samples of the row"""
+    grids: list[Grid]
+    visual_index: Tensor
+    """int64 (V,), places of the row that visual tokens fill, in patch order"""
+    patches: Tensor | None
+    """(P, patch_dim) in the model's dtype"""
+
+
+class VisionLanguageModel(torch.nn.Module):
+    """Vision tower -> merger -> visual tokens put into the embedded row -> decoder layers -> token losses."""
+
+    model_type = ModelType.encoder_or_decoder  # asked for by megatron-core's schedules
+
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.groups = groups
+        self.sequence_parallel = parallel.sequence_parallel
+        self.vision: VisionTower | None = None
+        self.merger: Merger | None = None
+        if config.vision is not None and groups.is_first_stage:
+            self.vision = VisionTower(config.vision, parallel, groups, dtype)
+            self.merger = Merger(config.vision, config.language.hidden_size, groups.device, dtype)
+        split = language_split(config, parallel)
+        self.language = LanguageModel(config.language, parallel, groups, dtype, split)
+        self.config = self.language.config  # the schedules look for it here
+
+    def set_input_tensor(self, input_tensor: list[Tensor]) -> None:
+        """Take the hidden states of the previous pipeline stage (called by the schedule)."""
+        self.language.set_input_tensor(input_tensor)
+
+    def forward(self, row: Row, with_loss: bool = True) -> Tensor:
+        """Hidden states (T, 1, H) for the next stage; on the last stage token losses (1, T), or logits (1, T, V)."""
+        return self.language(
+            input_ids=None,
+            position_ids=row.positions,
+            attention_mask=None,
+            decoder_input=self.embed(row) if self.groups.is_first_stage else None,
+            labels=row.targets if with_loss else None,
+            packed_seq_params=row.segments,
+        )
+
+    def embed(self, row: Row) -> Tensor:
+        """Token embeddings with visual tokens in their places, (T, 1, H), split over the tensor axis if asked."""
+        embedded = self.language.embedding(input_ids=row.tokens, position_ids=None)
+        if row.patches is not None:
+            assert self.vision is not None and self.merger is not None
+            visual = self.merger(self.vision(row.patches, row.grids))
+            embedded = embedded.index_copy(0, row.visual_index, visual.unsqueeze(1))
+        if self.sequence_parallel:
+            embedded = scatter_to_sequence_parallel_region(embedded, group=self.groups.tp)
+        return embedded
+
+    def part(self, name: str) -> torch.nn.Module | None:
+        """The part a recipe names, or None where this pipeline stage has none of it."""
+        return {"vision": self.vision, "merger": self.merger, "language": self.language}[name]

@@ -1,0 +1,29 @@
+"""Reductions over a named axis; nothing else in the step calls torch.distributed reductions on plain numbers."""
+
+import torch
+import torch.distributed as dist
+
+from parallel.groups import Groups
+
+
+def sum_over(group: dist.ProcessGroup, values: list[float]) -> list[float]:
+    """Sum a few host numbers over a group, in fp64 and without touching the device."""
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total, group=group)
+    return total.tolist()
+
+
+def all_true(value: bool) -> bool:
+    """Whether `value` holds on every rank of the world: every rank then takes the same branch."""
+    flag = torch.tensor([int(value)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def from_last_stage(groups: Groups, values: list[float]) -> list[float]:
+    """Give numbers that only the last pipeline stage knows to its whole pipeline."""
+    if groups.pp_size == 1:
+        return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.broadcast(shared, src=dist.get_global_rank(groups.pp, groups.pp_size - 1), group=groups.pp)
+    return shared.tolist()

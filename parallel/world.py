@@ -1,0 +1,54 @@
+"""Start and end of a process's part in a world; with CPU, the only file that names a device."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from parallel.config import ParallelConfig
+from parallel.cpu import answer_cuda_calls_on_cpu
+from parallel.groups import Groups, make_groups
+
+
+def world_size_from_launcher() -> int:
+    """Processes that torchrun started; 1 when started by hand."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def pick_device() -> torch.device:
+    """This process's own CUDA device, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def distributed(config: ParallelConfig, seed: int) -> Iterator[Groups]:
+    """Join the world that torchrun describes (or a world of one) and leave it on the way out.
+
+    Raises ValueError before any process group is made if the axes do not divide the world.
+    """
+    config.data_size(world_size_from_launcher())
+    device = pick_device()
+    timeout = timedelta(seconds=config.timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        answer_cuda_calls_on_cpu()
+        backend = "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield make_groups(config, device, seed)
+    finally:
+        parallel_state.destroy_model_parallel()
+        gc.collect()
+        dist.destroy_process_group()
