@@ -1,0 +1,123 @@
+"""Pictures: sizes as pure functions, decoding, and the patches that the vision tower reads.
+
+Bit for bit what transformers' `Qwen2VLImageProcessorPil` gives for 8-bit pictures (tests/data/test_images.py).
+Shape letters: F frames, H W pixels, P patches, D floats of a patch.
+"""
+
+import io
+import math
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from data.config import ImageConfig
+from data.errors import SampleError
+from data.types import Bytes, Float32, Grid
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_ASPECT = 200
+MAX_DECODED_PIXELS = 1 << 28  # a compressed bomb must not take the host's memory: 268 M pixels are 0.8 GB
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Multiples of `factor` near (height, width) whose area lies in the pixel range.
+
+    Source: qwen-vl-utils; sides are rounded half to even as Python does. Raises SampleError above an aspect of 200.
+    """
+    if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
+        raise SampleError(f"picture of {height}x{width} pixels: aspect ratio above {MAX_ASPECT}")
+    rows = round(height / factor) * factor
+    columns = round(width / factor) * factor
+    if rows * columns > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    # A side that rounds to nothing survives the area test when min_pixels is below one visual token.
+    return max(factor, rows), max(factor, columns)
+
+
+def image_grid(height: int, width: int, config: ImageConfig) -> Grid:
+    """The grid a picture of this size will have; raises SampleError."""
+    rows, columns = smart_resize(height, width, config.factor, config.min_pixels, config.max_pixels)
+    return Grid(time=1, height=rows, width=columns, patch_size=config.patch_size, merge_size=config.merge_size)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) from a picture's header, without decoding it; raises SampleError."""
+    with _open(data) as picture:
+        return picture.height, picture.width
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """RGB picture from PNG, JPEG or WebP bytes; transparency over white; EXIF rotation is not applied.
+
+    16-bit pictures are scaled to 8 bits, where PIL (and so transformers) would saturate them. Raises SampleError.
+    """
+    with _open(data) as picture:
+        try:
+            picture.load()
+            return _to_rgb(picture)
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
+            raise SampleError(f"picture cannot be decoded: {error}") from error
+
+
+def resize_image(picture: Image.Image, grid: Grid) -> Bytes:
+    """(1, H, W, 3) bicubic."""
+    resized = picture.resize((grid.width, grid.height), Image.Resampling.BICUBIC)
+    return np.asarray(resized, dtype=np.uint8)[None]
+
+
+def normalisation_table(config: ImageConfig) -> Float32:
+    """(3, 256): the normalised float of every byte and colour, in transformers' order of roundings."""
+    rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    mean = np.array(CLIP_MEAN, dtype=np.float32)
+    std = np.array(CLIP_STD, dtype=np.float32)
+    return (rescaled[None] - mean[:, None]) / std[:, None]
+
+
+def patchify(frames: Bytes, config: ImageConfig, table: Float32, out: Float32) -> None:
+    """Write (F, H, W, 3) frames as (P, D) patches into `out`, merge block after merge block.
+
+    F is 1 (a picture, repeated over the temporal patch) or a multiple of temporal_patch_size.
+    Bytes are transposed before they become floats: a quarter of the memory traffic.
+    """
+    size, merge, depth = config.patch_size, config.merge_size, config.temporal_patch_size
+    count, height, width, _ = frames.shape
+    rows, columns = height // (size * merge), width // (size * merge)
+    taken = min(count, depth)
+    blocks = frames.reshape(count // taken, taken, rows, merge, size, columns, merge, size, 3)
+    # -> time, block row, block column, row in block, column in block, colour, frame, y, x
+    ordered = np.ascontiguousarray(blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)).reshape(-1, 3, taken, size, size)
+    view = out.reshape(-1, 3, depth, size, size)
+    assert view.shape[0] == ordered.shape[0] and out.flags.c_contiguous, (view.shape, ordered.shape)
+    for colour in range(3):
+        view[:, colour] = table[colour][ordered[:, colour]]
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked below, with our own limit
+            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+    except Exception as error:
+        raise SampleError(f"not a PNG, JPEG or WebP picture: {error}") from error
+    if picture.width * picture.height > MAX_DECODED_PIXELS:
+        raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
+    return picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        layered = picture.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return picture.convert("RGB")

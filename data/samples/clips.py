@@ -1,0 +1,46 @@
+"""Short clips: a card with a digit moves over a still photograph, leaves at one side and comes back at the other.
+
+The card's place is uniform over the frame at every moment whatever the direction, so no single frame, not even the
+first, says anything about the way it moves.
+"""
+
+from __future__ import annotations
+
+import io
+
+import av
+import numpy as np
+
+FRAMES_PER_SECOND = 5
+NUM_FRAMES = 10  # 2 s: at 2 frames/s the reader takes frames 0, 3, 6, 9
+FRAMES_PER_CELL = 3
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns)
+
+
+def move_card(scene: np.ndarray, card: np.ndarray, cell: tuple[int, int], direction: str) -> np.ndarray:
+    """Frames uint8 (NUM_FRAMES, height, width, 3); `cell` is the (row, column) where the card starts."""
+    size = card.shape[0]
+    height, width, _ = scene.shape
+    rows, columns = DIRECTIONS[direction]
+    frames = np.repeat(scene[None], NUM_FRAMES, axis=0)
+    for number, frame in enumerate(frames):
+        shift = number * size / FRAMES_PER_CELL
+        y = round(cell[0] * size + rows * shift) + np.arange(size)
+        x = round(cell[1] * size + columns * shift) + np.arange(size)
+        frame[np.ix_(y % height, x % width)] = card
+    return frames
+
+
+def encode_h264(frames: np.ndarray) -> bytes:
+    """An MP4 file of the frames; height and width must be even (4:2:0 colour)."""
+    stream_bytes = io.BytesIO()
+    # One thread: the encoder's output depends on its number of threads.
+    options = {"preset": "veryfast", "crf": "20", "threads": "1"}
+    with av.open(stream_bytes, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return stream_bytes.getvalue()
