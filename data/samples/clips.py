@@ -35,7 +35,7 @@ def encode_h264(frames: np.ndarray) -> bytes:
     """An MP4 file of the frames; height and width must be even (4:2:0 colour)."""
     stream_bytes = io.BytesIO()
     # One thread: the encoder's output depends on its number of threads.
-    options = {"preset": "veryfast", "crf": "20", "threads": "1"}
+    options = {"preset": "veryfast", "crf": "23", "threads": "1"}
     with av.open(stream_bytes, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width = frames.shape[1:3]
