@@ -9,7 +9,7 @@ import torch
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 
-# The roles that config.json names, by the string that plays each in a Qwen2-VL tokenizer. Ids are looked up, never written.
+# The roles that config.json names, by the string that plays each in a Qwen2-VL tokenizer. Ids are looked up.
 SPECIAL_TOKENS = {
     "bos": "<|endoftext|>",
     "eos": "<|im_end|>",
@@ -117,20 +117,22 @@ def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
 
     path = Path(tokenizer_folder) / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{path} is missing; a Hugging Face folder needs the tokenizer that the model was trained with")
+        raise ValueError(
+            f"{path} is missing; a Hugging Face folder needs the tokenizer that the model was trained with"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     found = {role: tokenizer.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}
     lacking = sorted({SPECIAL_TOKENS[role] for role, number in found.items() if number is None})
     if lacking:
         raise ValueError(f"{path} has no {', '.join(lacking)}; a Qwen2-VL model cannot be described without")
-    return found
+    return {role: number for role, number in found.items() if number is not None}
 
 
 def hf_config(config: ModelConfig, ids: Mapping[str, int], dtype: torch.dtype) -> dict[str, Any]:
     """config.json in the published flat form.
 
     Args:
-        config: sizes. Without vision the result describes a plain Qwen2 model, which computes the same function on text.
+        config: sizes. Without vision the result describes a plain Qwen2 model: the same function on text.
         ids: the roles of `SPECIAL_TOKENS` and their ids.
         dtype: of the weights beside it; transformers loads in this one.
 

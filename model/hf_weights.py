@@ -11,34 +11,13 @@ tensor is a concatenation of rows of pieces of one canonical tensor:
 so that one table serves both ways, and a rank can read the rows it needs and no others.
 """
 
-import json
-import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_config import generation_config, hf_config, preprocessor_config, special_ids
-
-MAX_SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +114,11 @@ def _language_pieces(language: LanguageConfig) -> dict[str, tuple[Piece, ...]]:
         )
         pieces[f"{ours}.mlp.linear_fc1.weight"] = tuple(
             Piece(
-                hf_name=f"{theirs}.mlp.{name}_proj.weight", hf_shape=(ffn, hidden), shape=(1, ffn, hidden), start=part, rows=ffn
+                hf_name=f"{theirs}.mlp.{name}_proj.weight",
+                hf_shape=(ffn, hidden),
+                shape=(1, ffn, hidden),
+                start=part,
+                rows=ffn,
             )
             for part, name in enumerate(("gate", "up"))
         )
@@ -167,9 +150,7 @@ def to_hf(pieces: tuple[Piece, ...], tensor: Tensor) -> dict[str, Tensor]:
 
 def from_hf(pieces: tuple[Piece, ...], tensors: Mapping[str, Tensor]) -> Tensor:
     """One whole canonical tensor out of whole Hugging Face tensors (published names)."""
-    parts = [
-        tensors[piece.hf_name].narrow(0, piece.first_row, piece.rows).reshape(piece.shape) for piece in pieces
-    ]
+    parts = [tensors[piece.hf_name].narrow(0, piece.first_row, piece.rows).reshape(piece.shape) for piece in pieces]
     return torch.cat(parts, dim=pieces[0].dim)
 
 

@@ -1,0 +1,315 @@
+"""Hugging Face folders, against transformers itself."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, models
+from torch import Tensor
+
+from model.config import LanguageConfig, ModelConfig, VisionConfig
+from model.hf_config import SPECIAL_TOKENS, config_from_hf, special_ids
+from model.hf_folder import INDEX_FILE, HfReader, write_hf
+from model.hf_weights import canonical_shape, from_hf, hf_pieces, in_memory_name, published_name, to_hf
+
+VISION = VisionConfig(depth=2, embed_dim=32, num_heads=4)
+LANGUAGE = LanguageConfig(
+    hidden_size=48,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    ffn_size=56,
+    vocab_size=40,
+    mrope_section=(2, 1, 1),
+    rope_theta=50_000.0,
+    max_positions=512,
+)
+TINY = ModelConfig(name="tiny", vision=VISION, language=LANGUAGE)
+
+
+def tied(config: ModelConfig) -> ModelConfig:
+    fields = {name: getattr(config.language, name) for name in LanguageConfig.__dataclass_fields__}
+    return ModelConfig(
+        name=config.name, vision=config.vision, language=LanguageConfig(**(fields | {"tie_embeddings": True}))
+    )
+
+
+def published(hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, tie: bool) -> ModelConfig:
+    return ModelConfig(
+        name="published",
+        vision=VisionConfig(depth=32, embed_dim=1280, num_heads=16),
+        language=LanguageConfig(
+            hidden_size=hidden,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv,
+            ffn_size=ffn,
+            vocab_size=vocab,
+            mrope_section=(16, 24, 24),
+            tie_embeddings=tie,
+        ),
+    )
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(canonical_shape(pieces), generator=generator) for name, pieces in hf_pieces(config).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose special ids are unlike Qwen's."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
+    tokens = [*dict.fromkeys(SPECIAL_TOKENS.values()), "<|im_start|>", "<|vision_pad|>"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in reversed(tokens)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return folder
+
+
+def export(folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Path, **options: object) -> Path:
+    arguments = {"dtype": torch.float32, "min_pixels": 3136, "max_pixels": 50176} | options
+    return write_hf(folder, config, weights.__getitem__, tokenizer, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [
+        ((1536, 28, 12, 2, 8960, 151936, True), 2_208_985_600),
+        ((3584, 28, 28, 4, 18944, 152064, False), 8_291_375_616),
+        ((8192, 80, 64, 8, 29568, 152064, False), 73_405_560_320),
+    ],
+)
+def test_published_sizes_are_exact(sizes: tuple, count: int) -> None:
+    pieces = hf_pieces(published(*sizes))
+    assert sum(math.prod(canonical_shape(parts)) for parts in pieces.values()) == count
+    hf_shapes = {piece.hf_name: piece.hf_shape for parts in pieces.values() for piece in parts}
+    assert sum(math.prod(shape) for shape in hf_shapes.values()) == count
+
+
+@pytest.mark.parametrize("config", [TINY, tied(TINY)], ids=["untied", "tied"])
+def test_transformers_loads_our_folder_bit_for_bit(config: ModelConfig, tmp_path: Path, tokenizer_folder: Path) -> None:
+    from transformers import Qwen2VLForConditionalGeneration
+
+    weights = random_weights(config)
+    # Small shards: the index and its files are part of what is proved.
+    folder = export(tmp_path / "hf", config, weights, tokenizer_folder, max_shard_bytes=40_000)
+    assert (folder / INDEX_FILE).is_file()
+    model, report = Qwen2VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    state = model.state_dict()
+    assert model.dtype == torch.float32
+    expected: dict[str, Tensor] = {}
+    for name, pieces in hf_pieces(config).items():
+        expected |= {in_memory_name(key): value for key, value in to_hf(pieces, weights[name]).items()}
+    if config.language.tie_embeddings:
+        expected["lm_head.weight"] = expected["model.language_model.embed_tokens.weight"]
+        assert model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()
+    assert set(state) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+
+    text = model.config.text_config
+    assert text.rope_parameters["rope_theta"] == 50_000.0
+    assert text.rope_parameters["mrope_section"] == [2, 1, 1]
+    assert text.rms_norm_eps == config.language.rms_norm_eps
+    ids = special_ids(tokenizer_folder)
+    assert ids["image"] != 151655
+    assert (model.config.image_token_id, model.config.video_token_id) == (ids["image"], ids["video"])
+    assert model.config.vision_start_token_id == ids["vision_start"]
+    assert set(model.generation_config.eos_token_id) == {ids["eos"], ids["bos"]}
+    assert config_from_hf(folder, name="tiny") == config
+
+
+def test_projections_are_those_of_the_right_heads(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Marks one canonical entry of each fused tensor and looks for it where transformers' code reads that head."""
+    weights = {name: torch.zeros_like(value) for name, value in random_weights(TINY).items()}
+    head, width = LANGUAGE.head_dim, VISION.head_dim
+    language = weights["language.decoder.layers.1.self_attention.linear_qkv.weight"]
+    language[1, 2, 5, 7] = 1.0  # group 1, its third query head
+    language[1, 3, 4, 6] = 2.0  # group 1, key
+    language[0, 4, 3, 5] = 3.0  # group 0, value
+    vision = weights["vision.blocks.layers.1.self_attention.linear_qkv.bias"]
+    vision[3, 1, 2] = 4.0  # head 3, key
+    fused = weights["language.decoder.layers.2.mlp.linear_fc1.weight"]
+    fused[1, 9, 8] = 5.0  # up
+    patch = weights["vision.patch_embed.weight"]
+    patch[3, 2 * 392 + 1 * 196 + 5 * 14 + 6] = 6.0  # channel 2, frame 1, row 5, column 6
+    folder = export(tmp_path / "hf", TINY, weights, tokenizer_folder)
+    found = load_file(folder / "model.safetensors")
+    attention = "model.layers.1.self_attn"
+    assert found[f"{attention}.q_proj.weight"][(1 * 3 + 2) * head + 5, 7] == 1.0
+    assert found[f"{attention}.k_proj.weight"][1 * head + 4, 6] == 2.0
+    assert found[f"{attention}.v_proj.weight"][0 * head + 3, 5] == 3.0
+    assert found["visual.blocks.1.attn.qkv.bias"].view(3, 4, width)[1, 3, 2] == 4.0
+    assert found["model.layers.2.mlp.up_proj.weight"][9, 8] == 5.0
+    assert found["visual.patch_embed.proj.weight"][3, 2, 1, 5, 6] == 6.0
+    assert sum(float(value.abs().sum()) for value in found.values()) == 21.0
+
+
+def boxes_of(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    yield (0,) * len(shape), shape
+    for dim, size in enumerate(shape):
+        for start, stop in ((0, size // 2), (size // 2, size), (size - 1, size)):
+            if start < stop:
+                offset, box = [0] * len(shape), list(shape)
+                offset[dim], box[dim] = start, stop - start
+                yield tuple(offset), tuple(box)
+
+
+@pytest.mark.parametrize("form", ["published", "nested"])
+def test_reader_gives_every_box(form: str, tmp_path: Path, tokenizer_folder: Path) -> None:
+    weights = random_weights(TINY, seed=1)
+    folder = export(tmp_path / "hf", TINY, weights, tokenizer_folder)
+    if form == "nested":
+        file = folder / "model.safetensors"
+        save_file({in_memory_name(name): value for name, value in load_file(file).items()}, file)
+    with HfReader(folder, TINY) as reader:
+        assert set(reader.names()) == set(weights)
+        for name, whole in weights.items():
+            assert reader.shape(name) == tuple(whole.shape)
+            for offset, shape in boxes_of(tuple(whole.shape)):
+                window = tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))
+                assert torch.equal(reader.read(name, offset, shape), whole[window]), (name, offset, shape)
+
+
+def test_folder_saved_by_transformers_is_read(tmp_path: Path) -> None:
+    """The other direction: what transformers saves, canonical and back, is the same bits."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    theirs = Qwen2VLConfig(
+        text_config={
+            "hidden_size": 48,
+            "intermediate_size": 56,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": 40,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50_000.0, "mrope_section": [2, 1, 1]},
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config={"depth": 2, "embed_dim": 32, "num_heads": 4, "hidden_size": 48},
+        tie_word_embeddings=False,
+    )
+    model = Qwen2VLForConditionalGeneration(theirs)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "theirs")
+    config = config_from_hf(tmp_path / "theirs", name="tiny")
+    assert config == TINY
+    state = {published_name(name): value for name, value in model.state_dict().items()}
+    back: dict[str, Tensor] = {}
+    with HfReader(tmp_path / "theirs", config) as reader:
+        for name in reader.names():
+            canonical = reader.read(name)
+            assert torch.equal(canonical, from_hf(hf_pieces(config)[name], state))
+            back |= to_hf(hf_pieces(config)[name], canonical)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+
+def test_text_model_is_exported_as_qwen2_and_serves_a_model_with_vision(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    text_only = ModelConfig(name="text", language=tied(TINY).language)
+    weights = random_weights(text_only)
+    folder = export(tmp_path / "hf", text_only, weights, tokenizer_folder)
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    assert config_from_hf(folder).language.tie_embeddings
+    with HfReader(folder, tied(TINY), parts=("language",)) as reader:
+        assert all(torch.equal(reader.read(name), weights[name]) for name in reader.names())
+    with pytest.raises(ValueError, match=r"missing visual\.patch_embed"):
+        HfReader(folder, tied(TINY))
+
+
+def test_wrong_tensors_are_named(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.self_attn.k_proj.bias"]
+    tensors["visual.merger.ln_q.weight"] = torch.zeros(31)
+    tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
+    save_file(tensors, file)
+    with pytest.raises(ValueError) as caught:
+        HfReader(folder, TINY)
+    message = str(caught.value)
+    assert "missing model.layers.0.self_attn.k_proj.bias (16,)" in message
+    assert "visual.merger.ln_q.weight has shape (31,), the model needs (32,)" in message
+    assert "no place for model.layers.9.mlp.up_proj.weight" in message
+
+
+def test_a_head_beside_tied_embeddings_must_equal_them(tmp_path: Path, tokenizer_folder: Path) -> None:
+    config = tied(TINY)
+    folder = export(tmp_path / "hf", config, random_weights(config), tokenizer_folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    HfReader(folder, config).__exit__(None, None, None)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
+    with pytest.raises(ValueError, match="no place for lm_head"):
+        HfReader(folder, config)
+
+
+def test_index_cannot_point_outside(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder, max_shard_bytes=40_000)
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="outside of its folder"):
+        HfReader(folder, TINY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "qwen2_5_vl"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_theta": None}, "rope_theta is missing"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+    ],
+)
+def test_other_variants_are_refused(change: dict, message: str, tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(folder)
+
+
+def test_export_refuses_what_transformers_cannot_express(tmp_path: Path, tokenizer_folder: Path) -> None:
+    language = {name: getattr(LANGUAGE, name) for name in LanguageConfig.__dataclass_fields__}
+    wide = ModelConfig(
+        name="wide",
+        language=LanguageConfig(**(language | {"head_size": 16, "mrope_section": (4, 2, 2)})),
+        vision=VISION,
+    )
+    with pytest.raises(ValueError, match="a head of 16"):
+        export(tmp_path / "a", wide, random_weights(wide), tokenizer_folder)
+    small = ModelConfig(name="small", language=LanguageConfig(**(language | {"vocab_size": 21})), vision=VISION)
+    with pytest.raises(ValueError, match="vocabulary of 21"):
+        export(tmp_path / "b", small, random_weights(small), tokenizer_folder)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_image_processor_reads_the_preprocessor_file(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 50176)
+    assert (processor.patch_size, processor.temporal_patch_size, processor.merge_size) == (14, 2, 2)
+    assert (folder / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
