@@ -1,0 +1,132 @@
+"""From YAML to a typed run: what comes out, and what is refused in which words."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from train.config import RunConfig
+from train.resolve import RecipeError, compose, loosen, to_run_config, to_yaml
+
+REFUSED = {
+    "unknown key": (["stage.stepz=3"], ["stage.stepz", "stage.steps"]),
+    "unknown key in a list": (
+        ["data.sources=[{name: a, path: b, wieght: 2.0}]"],
+        ["data.sources[0].wieght", "data.sources[0].weight"],
+    ),
+    "unknown key far from any": (["model.language.qqq=1"], ["model.language.qqq", "hidden_size"]),
+    "missing key": (["~model.language.num_heads"], ["model.language.num_heads is missing", "int"]),
+    "bool for int": (["stage.steps=true"], ["stage.steps needs int", "bool True"]),
+    "float for int": (["stage.steps=1e3"], ["stage.steps needs int", "float 1000.0"]),
+    "string for float": (["optimizer.clip_norm=big"], ["optimizer.clip_norm needs float", "str 'big'"]),
+    "string for int or null": (["checkpoint.every_steps=often"], ["checkpoint.every_steps needs int", "str 'often'"]),
+    "null where required": (["run_dir=null"], ["run_dir needs str", "null"]),
+    "value for a group": (["optimizer=adam"], ["optimizer must be a group of keys", "str 'adam'"]),
+    "wrong length": (["optimizer.betas=[0.9]"], ["optimizer.betas needs a list of 2 x float", "[0.9]"]),
+    "wrong item": (["parallel.split=[1,x]"], ["parallel.split[1] needs int", "str 'x'"]),
+    "wrong choice": (["precision=fp16"], ["precision needs one of fp32, bf16", "'fp16'"]),
+    "value left open": (["run_dir=???"], ["run_dir"]),
+    "unknown group file": (["model=small"], ["model/small", "tiny"]),
+    "heads": (["parallel.tensor=3"], ["model.language.num_heads=4", "parallel.tensor=3", "1 or 2"]),
+    "kv heads": (["parallel.tensor=4"], ["model.language.num_kv_heads=2", "parallel.tensor=4", "1 or 2"]),
+    "ffn": (["parallel.tensor=2", "model.language.ffn_size=511"], ["ffn_size=511", "parallel.tensor=2"]),
+    "vision heads": (
+        ["parallel.tensor=2", "model.vision.num_heads=1"],
+        ["model.vision.num_heads=1", "parallel.tensor=2"],
+    ),
+    "too many stages": (["parallel.pipeline=5"], ["parallel.pipeline=5", "4 language layers", "pipeline=4 or less"]),
+    "split of another length": (["parallel.split=[2,2]"], ["2 pipeline stages", "parallel.pipeline is 1"]),
+    "split of another sum": (
+        ["parallel.pipeline=2", "parallel.split=[2,3]"],
+        ["places 5 layers", "has 4", "add up to 4"],
+    ),
+    "empty pipeline stage": (["parallel.pipeline=2", "parallel.split=[0,4]"], ["at least 1 language layer"]),
+    "sequence parallel alone": (["parallel.sequence_parallel=true"], ["parallel.tensor is 1"]),
+    "two lengths": (["stage.tokens=5"], ["stage.steps=600", "stage.tokens=5"]),
+    "no length": (["stage.steps=null"], ["stage.steps=None", "stage.tokens=None"]),
+    "no steps": (["stage.steps=0"], ["stage.steps=0", "at least 1"]),
+    "warm-up beyond the end": (["stage.warmup=1"], ["stage.warmup=1.0", "< 1"]),
+    "negative clip": (["optimizer.clip_norm=-1"], ["optimizer.clip_norm=-1", "positive"]),
+    "unknown part": (["stage.trainable=[visio]"], ["'visio'", "vision, merger, language"]),
+    "unknown fresh part": (["init.fresh=[resampler]"], ["init.fresh", "'resampler'", "vision, merger, language"]),
+    "no part": (["stage.trainable=[]"], ["stage.trainable is empty"]),
+    "part without a rate": (["~stage.learning_rates.merger"], ["merger", "no rate", "stage.learning_rates.merger"]),
+    "part with rate zero": (["stage.learning_rates.merger=0"], ["merger", "rate 0", "stage.learning_rates.merger"]),
+    "two sources of weights": (["init.from_hf=a"], ["init.from_run", "init.from_hf", "null"]),
+    "patch sizes": (["data.image.patch_size=16"], ["patch_size", "14 and 16"]),
+    "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "25088", "128"]),
+    "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "34", "14112"]),
+    "keep nothing": (["checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
+    "a record's own check": (["model.language.num_heads=5"], ["hidden_size 128", "num_heads 5"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_recipe_is_refused_with_numbers_and_cure(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose("quickstart_stage2", overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_unchanged_recipe_is_not_refused() -> None:
+    run = compose("quickstart_stage2")
+    assert isinstance(run, RunConfig)
+    assert run.stage.trainable == ("vision", "merger", "language")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "words"),
+    [
+        (["parallel.tensor=2"], 3, ["3 processes", "parallel.tensor=2", "multiple of 2"]),
+        ([], 3, ["data.rows_per_step=4", "3 replicas", "data.rows_per_step=6 or 3"]),
+        (["data.rows_per_step=1"], 2, ["data.rows_per_step=1", "data.rows_per_step=2"]),
+    ],
+)
+def test_the_number_of_processes_is_checked(overrides: list[str], world_size: int, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose("quickstart_stage2", overrides, world_size=world_size)
+    for word in words:
+        assert word in str(caught.value)
+    compose("quickstart_stage2", ["parallel.tensor=2"], world_size=4)
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose("quickstart_stage2", ["stage.stepz=3", "run_dir=null", "precision=half"])
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_ints_become_floats_where_declared_and_lists_become_tuples() -> None:
+    run = compose("quickstart_stage2", ["optimizer.clip_norm=2", "optimizer.betas=[0,0.5]", "data.video.fps=3"])
+    assert type(run.optimizer.clip_norm) is float
+    assert run.optimizer.betas == (0.0, 0.5)
+    assert type(run.optimizer.betas[0]) is float
+    assert type(run.data.video.fps) is float
+
+
+def test_a_key_that_the_recipe_leaves_at_its_default_can_be_set() -> None:
+    run = compose("quickstart_stage2", ["parallel.timeout_seconds=30", "stage.tokens=1000", "stage.steps=null"])
+    assert run.parallel.timeout_seconds == 30.0
+    assert run.stage.tokens == 1000
+
+
+def test_group_choices_and_flags_stay_as_they_are() -> None:
+    given = ["--config-name", "a", "model=tiny", "+x=1", "~y", "hydra.verbose=true", "stage.steps=3", "--print=x=1"]
+    assert loosen(given) == [*given[:6], "++stage.steps=3", given[7]]
+
+
+def test_a_saved_recipe_composes_to_the_same_run(tmp_path) -> None:
+    run = compose("quickstart_stage2", ["seed=7", "parallel.pipeline=2", "parallel.split=[1,3]"])
+    (tmp_path / "recipe.yaml").write_text(to_yaml(run))
+    assert compose("recipe", folder=tmp_path) == run
+    changed = compose("recipe", ["stage.steps=9"], folder=tmp_path)
+    assert changed.stage.steps == 9
+    assert changed.data.seed == 7
+
+
+def test_the_order_of_data_follows_the_seed_of_the_run() -> None:
+    assert compose("quickstart_stage2", ["seed=3"]).data.seed == 3
+
+
+def test_something_that_is_no_recipe_is_refused() -> None:
+    with pytest.raises(RecipeError, match="run_dir is missing"):
+        to_run_config(OmegaConf.create({}))

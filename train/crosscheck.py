@@ -1,0 +1,143 @@
+"""What no single record can see: the parts of a recipe against each other, and against the number of processes.
+
+All of it is arithmetic on the recipe, so it runs before any process group, file or device is touched.
+"""
+
+from collections.abc import Iterator
+
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
+from train.config import RunConfig
+
+
+def cross_faults(run: RunConfig) -> list[str]:
+    """One line, with numbers and a cure, for every pair of values that cannot go together."""
+    return [*_parallel(run.model, run.parallel), *_stage(run), *_parts(run), *_pictures(run), *_cadence(run)]
+
+
+def world_faults(run: RunConfig, world_size: int) -> list[str]:
+    """The same for the number of processes the run is started with."""
+    try:
+        data_size = run.parallel.data_size(world_size)
+    except ValueError as fault:
+        return [str(fault)]
+    if run.data.rows_per_step % data_size:
+        lower = run.data.rows_per_step // data_size * data_size
+        return [
+            f"data.rows_per_step={run.data.rows_per_step} rows cannot be shared evenly by {data_size} replicas "
+            f"({world_size} processes / tensor {run.parallel.tensor} / pipeline {run.parallel.pipeline}); "
+            f"set data.rows_per_step={lower + data_size}" + (f" or {lower}" if lower else "")
+        ]
+    return []
+
+
+def _parallel(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
+    language, vision = model.language, model.vision
+    sizes = {
+        "model.language.num_heads": language.num_heads,
+        "model.language.num_kv_heads": language.num_kv_heads,
+        "model.language.ffn_size": language.ffn_size,
+    }
+    if vision:
+        sizes["model.vision.num_heads"] = vision.num_heads
+        sizes["model.vision.embed_dim x mlp_ratio"] = vision.ffn_size
+    for name, size in sizes.items():
+        if size % parallel.tensor:
+            fits = [ways for ways in range(1, parallel.tensor) if all(other % ways == 0 for other in sizes.values())]
+            yield (
+                f"{name}={size} cannot be split over parallel.tensor={parallel.tensor}; "
+                f"{model.name} can be split {' or '.join(map(str, fits))} way(s)"
+            )
+    if parallel.pipeline > language.num_layers:
+        yield (
+            f"parallel.pipeline={parallel.pipeline} pipeline stages for {language.num_layers} language layers leave "
+            f"stages empty; set parallel.pipeline={language.num_layers} or less"
+        )
+    if parallel.split is not None and sum(parallel.split) != language.num_layers:
+        yield (
+            f"parallel.split={list(parallel.split)} places {sum(parallel.split)} layers but {model.name} has "
+            f"{language.num_layers}; change the entries to add up to {language.num_layers}"
+        )
+    if parallel.split is not None and min(parallel.split) < 1:
+        yield f"parallel.split={list(parallel.split)}: every pipeline stage needs at least 1 language layer"
+
+
+def _stage(run: RunConfig) -> Iterator[str]:
+    stage = run.stage
+    if (stage.steps is None) == (stage.tokens is None):
+        yield (
+            f"stage {stage.name} has stage.steps={stage.steps} and stage.tokens={stage.tokens}; "
+            "give one of them and set the other to null"
+        )
+    for name, length in (("steps", stage.steps), ("tokens", stage.tokens)):
+        if length is not None and length < 1:
+            yield f"stage.{name}={length}; a stage needs at least 1"
+    if not 0 <= stage.warmup < 1:
+        yield f"stage.warmup={stage.warmup} is a share of the stage's length; set 0 <= stage.warmup < 1"
+    if not 0 <= stage.final_rate <= 1:
+        yield f"stage.final_rate={stage.final_rate} is a share of the peak rate; set 0 <= stage.final_rate <= 1"
+    for name in ("weight_decay", "clip_norm", "eps"):
+        value = getattr(run.optimizer, name)
+        if value < 0 or (value == 0 and name != "weight_decay"):
+            yield f"optimizer.{name}={value:g} must be {'0 or more' if name == 'weight_decay' else 'positive'}"
+    if not all(0 <= beta < 1 for beta in run.optimizer.betas):
+        yield f"optimizer.betas={list(run.optimizer.betas)}; AdamW needs both in [0, 1)"
+
+
+def _parts(run: RunConfig) -> Iterator[str]:
+    stage, parts = run.stage, run.model.parts
+    lists = {
+        "stage.trainable": stage.trainable,
+        "stage.learning_rates": tuple(stage.learning_rates),
+        "init.fresh": run.init.fresh,
+    }
+    for key, named in lists.items():
+        for part in sorted(set(named) - set(parts)):
+            yield f"{key} names the part {part!r}; {run.model.name} has {', '.join(parts)}"
+    if not stage.trainable:
+        yield f"stage.trainable is empty, so nothing would learn; name one or more of {', '.join(parts)}"
+    for part in stage.trainable:
+        rate = stage.learning_rates.get(part)
+        if part in parts and (rate is None or rate <= 0):
+            had = "no rate" if rate is None else f"rate {rate:g}"
+            yield f"stage.trainable has {part} but stage.learning_rates gives it {had}; set stage.learning_rates.{part}"
+    if run.init.from_run and run.init.from_hf:
+        yield f"init.from_run={run.init.from_run} and init.from_hf={run.init.from_hf} both give weights; null one of them"
+
+
+def _pictures(run: RunConfig) -> Iterator[str]:
+    vision, data, image = run.model.vision, run.data, run.data.image
+    if vision is None:
+        return
+    pairs = {
+        "patch_size": (vision.patch_size, image.patch_size),
+        "spatial_merge_size / merge_size": (vision.spatial_merge_size, image.merge_size),
+        "temporal_patch_size": (vision.temporal_patch_size, image.temporal_patch_size),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            yield f"model.vision and data.image differ in {name}: {ours} and {theirs}; set both to the same"
+    patches = image.max_pixels // image.patch_size**2
+    tokens = patches // image.merge_size**2 + 2  # and the two markers around them
+    least = image.factor**2
+    for key, budget, need, pixels in (
+        ("patches_per_row", data.patches_per_row, patches, data.patches_per_row * image.patch_size**2),
+        ("tokens_per_row", data.tokens_per_row, tokens, (data.tokens_per_row - 2) * least),
+    ):
+        if need > budget:
+            yield (
+                f"data.{key}={budget} is less than one picture of data.image.max_pixels={image.max_pixels} can need "
+                f"({need}); set data.{key}={need} or more, or data.image.max_pixels={max(pixels, least)} or less"
+            )
+
+
+def _cadence(run: RunConfig) -> Iterator[str]:
+    counts = {
+        "stop_after_steps": run.stop_after_steps,
+        "checkpoint.every_steps": run.checkpoint.every_steps,
+        "checkpoint.keep": run.checkpoint.keep,
+        "log.every_steps": run.log.every_steps,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            yield f"{name}={count} must be at least 1" + (" or null" if name in ("stop_after_steps",) else "")

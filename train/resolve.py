@@ -1,0 +1,100 @@
+"""The last place a DictConfig exists: a composed recipe goes in, a typed and checked RunConfig comes out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import dacite
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.config import RunConfig
+from train.crosscheck import cross_faults, world_faults
+from train.typecheck import check_types
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+# A saved recipe is a whole Hydra config again: without these lines every process of a resumed run writes `outputs/`.
+_SAVED_HEADER = """\
+defaults:
+  - override hydra/job_logging: disabled
+  - override hydra/hydra_logging: disabled
+  - _self_
+hydra:
+  run: {dir: .}
+  output_subdir: null
+"""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run: one line a fault, each with the numbers and what to change."""
+
+
+def to_run_config(raw: DictConfig, world_size: int | None = None) -> RunConfig:
+    """The typed run that `raw` describes; with `world_size` also checked against the number of processes.
+
+    Raises RecipeError before anything is touched, naming every fault that can be known together.
+    """
+    try:
+        plain = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as fault:
+        raise RecipeError(f"the recipe does not resolve: {fault}") from fault
+    typed, faults = check_types(plain, RunConfig)
+    _refuse(faults)
+    try:
+        run = dacite.from_dict(RunConfig, typed, dacite.Config(strict=True, cast=[tuple]))
+    except ValueError as fault:  # a record's own check; dacite's faults are found above, with their paths
+        raise RecipeError(f"the recipe cannot be run:\n  - {fault}") from fault
+    _refuse([*cross_faults(run), *(world_faults(run, world_size) if world_size is not None else [])])
+    return run
+
+
+def compose(
+    name: str, overrides: list[str] | None = None, *, folder: Path | None = None, world_size: int | None = None
+) -> RunConfig:
+    """The recipe `name` of `folder` (default: recipes/) with `key=value` overrides, as Hydra composes it.
+
+    For tools and tests; a training process gets its DictConfig from `hydra.main`. Raises RecipeError.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str((folder or RECIPES).resolve()), version_base=None):
+            raw = hydra.compose(name, loosen(overrides or []))
+            return to_run_config(raw, world_size)
+    except HydraException as fault:
+        raise RecipeError(f"recipe {name} does not compose: {fault}") from fault
+
+
+def loosen(arguments: list[str]) -> list[str]:
+    """Command-line arguments with `key=value` turned into Hydra's `++key=value`: set it, present in the recipe or not.
+
+    Plain Hydra refuses a key that the recipe leaves at its default (stage.tokens, parallel.split) and asks for `+`.
+    With this an unknown key reaches our own check, which names close matches. Group choices (model=tiny) stay as they
+    are: Hydra cannot force-add those.
+    """
+    groups = {entry.name for entry in RECIPES.iterdir() if entry.is_dir()}
+    return [argument if _is_plain(argument, groups) else f"++{argument}" for argument in arguments]
+
+
+def to_yaml(run: RunConfig) -> str:
+    """The whole run as one YAML file that `python -m train --config-path FOLDER` starts again, without recipes/."""
+    return _SAVED_HEADER + OmegaConf.to_yaml(_plain(dataclasses.asdict(run)))
+
+
+def _is_plain(argument: str, groups: set[str]) -> bool:
+    key = argument.split("=", 1)[0]
+    return "=" not in argument or argument.startswith(("-", "+", "~")) or key in groups or key.startswith("hydra")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise RecipeError("the recipe cannot be run:" + "".join(f"\n  - {fault}" for fault in faults))
