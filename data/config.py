@@ -16,7 +16,9 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"source {self.name!r}: weight is {self.weight}, must be > 0; leave the source out instead")
+            raise ValueError(
+                f"source {self.name!r}: weight is {self.weight}, must be > 0; leave the source out instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -173,7 +173,9 @@ class _Writer:
         tokens = np.array(self.tokens, dtype=np.int64)
         targets = np.full_like(tokens, IGNORE)
         targets[:-1] = np.where(self.supervised[1:], tokens[1:], IGNORE)
-        runs = [np.arange(start, start + grid.num_tokens) for (start, _), grid in zip(self.spans, self.grids, strict=False)]
+        runs = [
+            np.arange(start, start + grid.num_tokens) for (start, _), grid in zip(self.spans, self.grids, strict=False)
+        ]
         shown = self.grids[: len(self.spans)]
         return EncodedSample(
             tokens=tokens,

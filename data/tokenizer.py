@@ -46,15 +46,16 @@ class Tokenizer:
     """Text to ids and back. In text only the grounding specials become special tokens."""
 
     def __init__(self, backend: tokenizers.Tokenizer, digest: str) -> None:
-        missing = [name for name in SPECIAL_NAMES.values() if backend.token_to_id(name) is None]
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        missing = [name for name in SPECIAL_NAMES.values() if name not in vocabulary]
         if missing:
             raise MismatchError(
-                f"the tokenizer lacks the special tokens {', '.join(missing)}; use the tokenizer folder of a Qwen2-VL model"
+                f"the tokenizer lacks the special tokens {', '.join(missing)}; "
+                "use the tokenizer folder of a Qwen2-VL model"
             )
-        self.ids = TokenIds(**{key: backend.token_to_id(name) for key, name in SPECIAL_NAMES.items()})
+        self.ids = TokenIds(**{key: vocabulary[name] for key, name in SPECIAL_NAMES.items()})
         self.digest = digest
         self._backend = backend
-        vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
         # Qwen2.5-era folders mark <tool_call> and the like as added but not special, and those are matched in text
@@ -63,7 +64,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        self._grounding = {name: backend.token_to_id(name) for name in GROUNDING_NAMES}
+        self._grounding = {name: vocabulary[name] for name in GROUNDING_NAMES}
         self._short = lru_cache(maxsize=8192)(self._encode_plain)
 
     def encode(self, text: str) -> list[int]:

@@ -51,9 +51,7 @@ def frame_size(height: int, width: int, count: int, image: ImageConfig, video: V
     return rows, columns
 
 
-def video_grid(
-    frames: int, fps: float, height: int, width: int, image: ImageConfig, video: VideoConfig
-) -> Grid:
+def video_grid(frames: int, fps: float, height: int, width: int, image: ImageConfig, video: VideoConfig) -> Grid:
     """The grid a clip of these properties will have; raises SampleError."""
     depth = image.temporal_patch_size
     count = choose_num_frames(frames, fps, video, depth)

@@ -1,0 +1,171 @@
+"""The index of a folder of shards: what the planner knows without reading data. N samples, M visual parts.
+
+Columns are .npy files, memory-mapped: shared between processes and read as far as needed. `index.json` names shards by
+size and digest (never by time stamps, which copies change), and the tokenizer and template that counted the tokens.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from data.encode import TEMPLATE_DIGEST
+from data.errors import MismatchError, ShardFault
+from data.shards import parse_sample
+from data.store import ShardStore, open_store
+from data.tokenizer import Tokenizer
+from data.types import MediaSize, RawSample
+
+VERSION = 1
+KINDS = ("image", "video")
+COLUMNS = {
+    "shard": "<u4",  # (N,) number of the shard in index.json
+    "offset": "<u8",  # (N,) first byte of the first tar header
+    "nbytes": "<u4",  # (N,) headers and padding included
+    "crc32c": "<u4",  # (N,) of those bytes
+    "num_text_tokens": "<u4",  # (N,) all tokens but the visual ones
+    "media_end": "<u8",  # (N,) rows of the media_ columns up to and with this sample
+    "media_kind": "<u1",  # (M,) number in KINDS
+    "media_height": "<u4",  # (M,) pixels as stored
+    "media_width": "<u4",
+    "media_frames": "<u4",
+    "media_fps": "<f8",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """A shard as it was when indexed; `digest` is blake2b-128 of its bytes."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class Index:
+    """An opened index with the store its byte ranges point into."""
+
+    def __init__(self, store: ShardStore, meta: dict[str, Any], columns: dict[str, NDArray]) -> None:
+        self.store = store
+        self.meta = meta
+        self.columns = columns
+        self.shards = [ShardInfo(**shard) for shard in meta["shards"]]
+        self.digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.columns["shard"])
+
+    def media_range(self, i: int) -> tuple[int, int]:
+        """First and past-the-last row of sample i in the media_ columns."""
+        ends = self.columns["media_end"]
+        return (int(ends[i - 1]) if i else 0), int(ends[i])
+
+    def media_sizes(self, i: int) -> list[MediaSize]:
+        """One for each visual part of sample i, in order of appearance: what `encode_sample` wants."""
+        return [self.media_size(row) for row in range(*self.media_range(i))]
+
+    def media_size(self, row: int) -> MediaSize:
+        """One row of the media_ columns."""
+        kind, height, width, frames, fps = (
+            self.columns[f"media_{name}"][row].item() for name in ("kind", "height", "width", "frames", "fps")
+        )
+        return MediaSize(kind=KINDS[kind], height=height, width=width, frames=frames, fps=fps)  # type: ignore[arg-type]
+
+    def where(self, i: int) -> str:
+        """Shard and byte range of sample i, for messages and quarantine records."""
+        offset, nbytes = int(self.columns["offset"][i]), int(self.columns["nbytes"][i])
+        return f"{self.shards[self.columns['shard'][i]].name}[{offset}:{offset + nbytes}]"
+
+    def read_bytes(self, i: int) -> bytes:
+        """The stored bytes of sample i, checked. Fetched again once if wrong; then raises ShardFault."""
+        shard = self.shards[self.columns["shard"][i]].name
+        offset, nbytes, expected = (int(self.columns[name][i]) for name in ("offset", "nbytes", "crc32c"))
+        found = []
+        for _ in range(2):
+            data = self.store.read_range(shard, offset, nbytes)
+            if len(data) == nbytes and google_crc32c.value(data) == expected:
+                return data
+            found.append(f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x}")
+        raise ShardFault(
+            f"{self.where(i)} was indexed as {nbytes} bytes with CRC32C {expected:08x}, but read as {found[0]}, "
+            f"then {found[1]}; restore the shard, or index it again if it was meant to change"
+        )
+
+    def read_raw(self, i: int) -> RawSample:
+        """Sample i, parsed."""
+        return parse_sample(self.read_bytes(i))
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse other tokens or changed shards; raises MismatchError that lists every difference."""
+        wrong = []
+        if self.meta["tokenizer"] != tokenizer.digest:
+            wrong.append(f"its tokenizer has digest {self.meta['tokenizer']}, this one {tokenizer.digest}")
+        if self.meta["template"] != TEMPLATE_DIGEST:
+            wrong.append(f"its chat template has digest {self.meta['template']}, this code's {TEMPLATE_DIGEST}")
+        present = set(self.store.list(".tar"))
+        for shard in self.shards:
+            if shard.name not in present:
+                wrong.append(f"shard {shard.name} is gone")
+            elif (size := self.store.size(shard.name)) != shard.size:
+                wrong.append(f"shard {shard.name} has {size} bytes, was indexed with {shard.size}")
+        wrong.extend(f"shard {name} is not in the index" for name in sorted(present - {s.name for s in self.shards}))
+        if wrong:
+            shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise MismatchError(f"index does not fit: {shown}. Build it again with `triptych index`")
+
+
+def open_index(folder: str | Path) -> Index:
+    """Open `folder/index/`. Raises MismatchError if it is absent, of another version, or damaged."""
+    place = Path(folder) / "index"
+    if not (place / "index.json").is_file():
+        raise MismatchError(f"no index in {place}; build it with `triptych index {folder} --tokenizer FOLDER`")
+    meta = json.loads((place / "index.json").read_text("utf-8"))
+    if meta.get("version") != VERSION:
+        raise MismatchError(f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again")
+    columns = {}
+    for name, dtype in COLUMNS.items():
+        path = place / f"{name}.npy"
+        if not path.is_file() or _digest_file(path) != meta["columns"][name]:
+            raise MismatchError(f"{path} is missing or damaged; build the index again with `triptych index {folder}`")
+        columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        assert columns[name].dtype == np.dtype(dtype), (name, columns[name].dtype)
+    return Index(open_store(folder), meta, columns)
+
+
+def write_index(folder: Path, meta: dict[str, Any], shards: list[ShardInfo], lists: dict[str, list]) -> None:
+    """Write all files beside the old index, then swap: a reader meets the old one or the new one, never a mixture."""
+    fresh = folder / f".index.{os.getpid()}.part"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    digests = {}
+    for name, dtype in COLUMNS.items():
+        path = fresh / f"{name}.npy"
+        np.save(path, np.array(lists[name], dtype=dtype), allow_pickle=False)
+        digests[name] = _digest_file(path)
+    full = {"version": VERSION, "shards": [asdict(shard) for shard in shards], "columns": digests, **meta}
+    (fresh / "index.json").write_text(json.dumps(full, indent=1, sort_keys=True), "utf-8")
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    fresh.rename(folder / "index")
+
+
+def digest_chunks(read: Callable[[int, int], bytes], size: int) -> str:
+    """blake2b-128 of an object read in chunks."""
+    digest = hashlib.blake2b(digest_size=16)
+    place = 0
+    while place < size and (part := read(place, min(8 << 20, size - place))):
+        digest.update(part)
+        place += len(part)
+    return digest.hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
