@@ -1,0 +1,297 @@
+"""Commits: whole or refused, and the same bits on every layout. One world of four processes runs the layout cases."""
+
+import json
+import os
+import pickle
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.train.toy_layouts import Layout, ToyRank, layouts, shapes, truth
+from train import checkpoint, commits
+from train.agreement import CheckpointError
+from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
+from train.tensor_store import TensorReader
+
+WORLD = 4
+STATE = {"tokens": 12_345_678_901, "cursor": {"window": 3, "row": 5}, "fingerprint": "ab12"}
+
+
+def save(toy: ToyRank, run: Path, step: int, keep: int = 99, group: dist.ProcessGroup | None = None) -> Path:
+    return save_commit(
+        run, step, toy.parameters, toy.boxes, toy, STATE, "seed: 1\n", tp_rank=toy.tp_rank, keep=keep, group=group
+    )  # type: ignore[arg-type]
+
+
+def one(frozen: tuple[str, ...] = ("vision",)) -> ToyRank:
+    return ToyRank(Layout(), 0, frozen=frozen)
+
+
+def differing(toy: ToyRank) -> list[str]:
+    return [what for what, memory, expected in toy.pairs() if not torch.equal(memory, expected)]
+
+
+# --- a world of four ----------------------------------------------------------------------------------------------
+
+
+def any_layout_to_any(rank: int, run: Path, groups: dict[int, dist.ProcessGroup]) -> None:
+    paths: dict[Layout, Path] = {}
+    for step, layout in enumerate(layouts(WORLD)):
+        if rank < layout.size:
+            group = groups[layout.size]
+            path = save(ToyRank(layout, rank).fill(), run / "grid", step, group=group)
+            paths[layout] = path
+        everyone: list[dict[Layout, Path]] = [{}] * WORLD
+        dist.all_gather_object(everyone, paths)
+        paths = everyone[0]
+    for wrote, path in paths.items():
+        for reads in layouts(WORLD):
+            if rank < reads.size:
+                toy = ToyRank(reads, rank)
+                group = groups[reads.size]
+                commit = find_commit(path, group=group)
+                load_weights(commit, toy.parameters, toy.boxes, group=group)  # type: ignore[arg-type]
+                load_optimizer(commit, toy.boxes, toy, group=group)  # type: ignore[arg-type]
+                assert not differing(toy), (wrote, reads, differing(toy))
+                assert toy.steps_taken == 12
+                assert commit.state["cursor"] == STATE["cursor"]
+
+
+def replicas_come_from_tensor_rank_0(rank: int, run: Path, groups: dict[int, dist.ProcessGroup]) -> None:
+    if rank < 2:
+        toy = ToyRank(Layout(tp=2), rank).fill()
+        if rank == 1:
+            toy.parameters["local.merger.fc1.weight"].fill_(5.0)
+        path = save(toy, run / "replicas", 1, group=groups[2])
+        stored = TensorReader(path).read("merger.fc1.weight")
+        assert torch.equal(stored, truth("weight", "merger.fc1.weight", torch.bfloat16))
+
+
+def a_failing_rank_fails_all(rank: int, run: Path, groups: dict[int, dist.ProcessGroup]) -> None:
+    toy = ToyRank(Layout(dp=4), rank).fill()
+    good = save(toy, run / "failing", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 2:
+            patch.setattr(commits, "digest", lambda path: os.stat("/nowhere/at/all"))
+        with pytest.raises(CheckpointError, match=r"rank 2: FileNotFoundError"):
+            save(toy, run / "failing", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 3:
+            patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(CheckpointError, match=r"rank 3: .*No space left"):
+            save(toy, run / "failing", 3)
+    told: list[str] = []
+    assert find_commit(run / "failing", tell=told.append).path == good
+    assert len(told) == (2 if rank == 0 else 0)
+    assert all("never finished" in line for line in told)
+
+
+def a_missing_tensor_is_named_on_all(rank: int, run: Path, groups: dict[int, dist.ProcessGroup]) -> None:
+    path = save(ToyRank(Layout(pp=2, dp=2), rank).fill(), run / "missing", 1)
+    toy = ToyRank(Layout(pp=2, dp=2), rank, frozen=())
+    commit = find_commit(path)
+    load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
+    # The vision tower was frozen when this was written, and only ranks 0 and 1 have one.
+    with pytest.raises(CheckpointError, match=r"missing optimizer\.master\.vision\.patch_embed\.weight"):
+        load_optimizer(commit, toy.boxes, toy)  # type: ignore[arg-type]
+
+
+def damage_is_found_by_whichever_rank_reads_it(rank: int, run: Path, groups: dict[int, dist.ProcessGroup]) -> None:
+    toy = ToyRank(Layout(dp=4), rank).fill()
+    old, new = save(toy, run / "damage", 1), save(toy, run / "damage", 2)
+    if rank == 0:
+        file = new / "__3_0.distcp"
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+    dist.barrier()
+    told: list[str] = []
+    assert find_commit(run / "damage", tell=told.append).path == old
+    assert rank or (len(told) == 1 and "__3_0.distcp has crc32c" in told[0])
+
+
+CASES = (
+    any_layout_to_any,
+    replicas_come_from_tensor_rank_0,
+    a_failing_rank_fails_all,
+    a_missing_tensor_is_named_on_all,
+    damage_is_found_by_whichever_rank_reads_it,
+)
+
+
+def _world(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=60),
+    )
+    groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD)} | {WORLD: dist.group.WORLD}
+    for case in CASES:
+        case(rank, Path(folder), groups)
+        dist.barrier()
+        (Path(folder) / f"{case.__name__}.{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(200)
+def test_world_of_four(tmp_path: Path) -> None:
+    mp.spawn(_world, args=(str(tmp_path),), nprocs=WORLD)
+    assert all((tmp_path / f"{case.__name__}.{rank}").exists() for case in CASES for rank in range(WORLD))
+
+
+# --- one process, without torch.distributed -----------------------------------------------------------------------
+
+
+def test_one_process_needs_no_process_group(tmp_path: Path) -> None:
+    path = save(one().fill(), tmp_path, 100)
+    assert path.parent == tmp_path / "checkpoints"
+    assert path.name.startswith("step_00000100.")
+    commit = find_commit(tmp_path)
+    assert commit.path == path and commit.step == 100
+    assert {key: commit.state[key] for key in STATE} == STATE
+    assert commit.state["steps_taken"] == 12 and commit.state["environment"]["torch"] == torch.__version__
+    assert commit.recipe == "seed: 1\n"
+    toy = one()
+    load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
+    load_optimizer(commit, toy.boxes, toy)  # type: ignore[arg-type]
+    assert not differing(toy)
+
+
+def test_whole_tensors_are_read_by_name(tmp_path: Path) -> None:
+    reader = TensorReader(save(one().fill(), tmp_path, 1))
+    assert {name for name in reader.names() if not name.startswith("optimizer.")} == set(shapes())
+    assert not any("vision" in name for name in reader.names() if name.startswith("optimizer."))
+    for name, (shape, _) in shapes().items():
+        assert reader.shape(name) == shape and reader.dtype(name) == torch.bfloat16
+        assert torch.equal(reader.read(name), truth("weight", name, torch.bfloat16))
+    name = "language.embedding.word_embeddings.weight"
+    assert torch.equal(reader.read(f"optimizer.exp_avg_sq.{name}"), truth("exp_avg_sq", name))
+    with pytest.raises(ValueError, match=r"missing language\.nothing"):
+        reader.read("language.nothing")
+
+
+def test_parts_and_precision_of_a_stage_hand_over(tmp_path: Path) -> None:
+    """A new stage takes weights alone, only of the parts it asks for, into its own precision."""
+    commit = find_commit(save(one().fill(), tmp_path, 1))
+    toy = ToyRank(Layout(), 0, dtype=torch.float32)
+    before = toy.parameters["local.merger.fc1.weight"].clone()
+    load_weights(commit, toy.parameters, toy.boxes, parts=("language",))  # type: ignore[arg-type]
+    assert torch.equal(toy.parameters["local.merger.fc1.weight"], before)
+    name = "language.decoder.final_layernorm.weight"
+    assert torch.equal(toy.parameters[f"local.{name}"], truth("weight", name, torch.bfloat16).float())
+
+
+def test_another_models_shape_is_refused_with_both(tmp_path: Path) -> None:
+    commit = find_commit(save(one().fill(), tmp_path, 1))
+    toy = one()
+    local = "local.merger.fc1.weight"
+    toy.parameters[local] = torch.zeros(20)
+    box = toy.boxes[local]
+    toy.boxes[local] = type(box)(box.name, (5, 4), (0, 0), (5, 4))
+    with pytest.raises(CheckpointError, match=r"merger\.fc1\.weight has shape \(4, 4\), \(5, 4\) is needed"):
+        load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
+
+
+def damage(path: Path, how: str) -> None:
+    data = path / "__0_0.distcp"
+    if how == "bit":
+        raw = bytearray(data.read_bytes())
+        raw[-9] ^= 64
+        data.write_bytes(raw)
+    elif how == "short":
+        os.truncate(data, data.stat().st_size - 1)
+    elif how == "absent":
+        data.unlink()
+    elif how == "unsealed":
+        (path / "COMMIT").unlink()
+    elif how == "metadata":
+        (path / ".metadata").write_bytes((path / ".metadata").read_bytes() + b"\0")
+    elif how == "state":
+        (path / "state.json").write_text((path / "state.json").read_text().replace("12345", "12346"))
+    elif how == "list":
+        listed = json.loads((path / "files.json").read_text())
+        del listed["files"]["__0_0.distcp"]
+        (path / "files.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("bit", "__0_0.distcp has crc32c"),
+        ("short", "__0_0.distcp has size"),
+        ("absent", "__0_0.distcp cannot be read"),
+        ("unsealed", "never finished"),
+        ("metadata", ".metadata has size"),
+        ("state", "state.json has crc32c"),
+        ("list", "SHA-256"),
+    ],
+)
+def test_a_damaged_commit_is_passed_over_with_the_reason(how: str, why: str, tmp_path: Path) -> None:
+    old, new = save(one().fill(), tmp_path, 1), save(one().fill(), tmp_path, 2)
+    damage(new, how)
+    told: list[str] = []
+    assert find_commit(tmp_path, tell=told.append).path == old
+    assert len(told) == 1 and new.name in told[0] and why in told[0]
+    with pytest.raises(ValueError, match="no checkpoint that can be used"):
+        find_commit(new, tell=told.append)
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no checkpoint folder"):
+        find_commit(tmp_path)
+
+
+def test_pruning_keeps_what_it_must(tmp_path: Path) -> None:
+    paths = {step: save(one().fill(), tmp_path, step) for step in (10, 20, 30, 40)}
+    damage(paths[20], "unsealed")
+    damage(paths[40], "bit")  # so the run goes on from step 30
+    new = save(one().fill(), tmp_path, 35, keep=2)
+    left = {attempt.path for attempt in commits.attempts(tmp_path)}
+    assert left == {new, paths[30], paths[20], paths[40]}
+    assert find_commit(tmp_path, tell=lambda _: None).path == new
+    last = save(one().fill(), tmp_path, 36, keep=0)
+    assert {attempt.path for attempt in commits.attempts(tmp_path)} == {last, paths[20], paths[40]}
+
+
+def test_saving_a_step_twice_leaves_both_whole(tmp_path: Path) -> None:
+    first, second = save(one().fill(), tmp_path, 5), save(one().fill(), tmp_path, 5)
+    assert first != second and not commits.problems(first) and not commits.problems(second)
+    assert find_commit(tmp_path).path == second
+
+
+class _Payload:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("run-by-pickle"),)
+
+
+@pytest.mark.parametrize("payload", [_Payload(), {"not": "metadata"}], ids=["code", "dict"])
+def test_metadata_cannot_run_code(payload: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(one().fill(), tmp_path, 1)
+    (path / ".metadata").write_bytes(pickle.dumps(payload))
+    files = {name: commits.digest(path / name) for name in commits.listed_files(path)}
+    commits.seal(path, files)
+    assert not commits.problems(path)
+    toy = one()
+    with pytest.raises((CheckpointError, pickle.UnpicklingError), match="business|not the metadata"):
+        load_weights(find_commit(path), toy.parameters, toy.boxes)  # type: ignore[arg-type]
+    assert not Path("run-by-pickle").exists()
+
+
+def test_state_that_json_cannot_hold_leaves_no_commit(tmp_path: Path) -> None:
+    toy = one().fill()
+    with pytest.raises(CheckpointError, match="not JSON serializable"):
+        save_commit(tmp_path, 1, toy.parameters, toy.boxes, toy, {"x": torch.zeros(1)}, "", tp_rank=0, keep=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="never finished"):
+        find_commit(tmp_path, tell=lambda _: None)
+
+
+def test_environment_names_versions() -> None:
+    assert {"python", "torch", "megatron-core", "deepspeed"} <= set(checkpoint.environment())

@@ -1,0 +1,54 @@
+"""Work that all ranks do together: what fails on one rank fails on all, with every rank's reason, and none waits."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class CheckpointError(RuntimeError):
+    """Saving or loading failed on at least one rank; raised on all of them, with every rank's reason."""
+
+
+def rank_in(group: dist.ProcessGroup | None) -> int:
+    """This rank within a group (None: the world); 0 without torch.distributed."""
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def size_of(group: dist.ProcessGroup | None) -> int:
+    """Ranks of a group (None: the world); 1 without torch.distributed."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def gathered(what: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Run `action` on every rank and return all results, by rank.
+
+    Raises:
+        CheckpointError: on every rank, if `action` raised on any. A rank that is gone raises the group's own error.
+    """
+    result: T | None = None
+    reason: str | None = None
+    cause: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        cause, reason = error, f"{type(error).__name__}: {error}"
+    answers: list[tuple[T | None, str | None]] = [(result, reason)] * size_of(group)
+    if dist.is_initialized():
+        dist.all_gather_object(answers, (result, reason), group=group)
+    # Replicas fail alike more often than not: each reason once, with the ranks that gave it.
+    reasons: dict[str, list[int]] = {}
+    for rank, (_, text) in enumerate(answers):
+        if text is not None:
+            reasons.setdefault(text, []).append(rank)
+    if reasons:
+        shown = "; ".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in reasons.items())
+        raise CheckpointError(f"{what} failed on {shown}") from cause
+    return [value for value, _ in answers]  # type: ignore[misc]
+
+
+def on_first_rank(what: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Run `action` on rank 0 of the group and give its result to every rank; errors as in `gathered`."""
+    return gathered(what, action if rank_in(group) == 0 else lambda: None, group)[0]  # type: ignore[return-value]
