@@ -102,7 +102,7 @@ def _parts(run: RunConfig) -> Iterator[str]:
             had = "no rate" if rate is None else f"rate {rate:g}"
             yield f"stage.trainable has {part} but stage.learning_rates gives it {had}; set stage.learning_rates.{part}"
     if run.init.from_run and run.init.from_hf:
-        yield f"init.from_run={run.init.from_run} and init.from_hf={run.init.from_hf} both give weights; null one of them"
+        yield f"init.from_run={run.init.from_run} and init.from_hf={run.init.from_hf} both give weights; null one"
 
 
 def _pictures(run: RunConfig) -> Iterator[str]:

@@ -52,8 +52,8 @@ REFUSED = {
     "part with rate zero": (["stage.learning_rates.merger=0"], ["merger", "rate 0", "stage.learning_rates.merger"]),
     "two sources of weights": (["init.from_hf=a"], ["init.from_run", "init.from_hf", "null"]),
     "patch sizes": (["data.image.patch_size=16"], ["patch_size", "14 and 16"]),
-    "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "25088", "128"]),
-    "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "34", "14112"]),
+    "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "50176", "256"]),
+    "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "66", "14112"]),
     "keep nothing": (["checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
     "a record's own check": (["model.language.num_heads=5"], ["hidden_size 128", "num_heads 5"]),
 }
