@@ -1,0 +1,33 @@
+"""`python -m launch.preflight WORLD_SIZE --config-name RECIPE [--config-path DIR] [key=value ...] [--print]`
+
+Says in one message, in one process, what would stop a run: torchrun.sh calls it before it starts any other.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from launch.checkout import CheckoutError, check_checkout
+from train.resolve import RecipeError, compose, to_yaml
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit 0 if the run can start, 2 with the reasons if not."""
+    parser = argparse.ArgumentParser(prog="python -m launch.preflight", description=__doc__)
+    parser.add_argument("world_size", type=int, help="processes of the whole job")
+    parser.add_argument("--config-name", required=True, help="recipe, without .yaml")
+    parser.add_argument("--config-path", type=Path, help="folder of the recipe, instead of recipes/")
+    parser.add_argument("--print", action="store_true", help="show the resolved recipe")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        check_checkout()
+        run = compose(options.config_name, overrides, folder=options.config_path, world_size=options.world_size)
+    except (CheckoutError, RecipeError) as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(2) from None
+    if options.print:
+        print(to_yaml(run), end="")
+
+
+if __name__ == "__main__":
+    main()
