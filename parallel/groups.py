@@ -102,6 +102,8 @@ def make_groups(config: ParallelConfig, device: torch.device, seed: int) -> Grou
         tp=parallel_state.get_tensor_model_parallel_group(),
         pp=parallel_state.get_pipeline_model_parallel_group(),
         replica=parallel_state.get_model_parallel_group(),
-        tied=parallel_state.get_embedding_group() if config.pipeline > 1 and pp_rank in (0, config.pipeline - 1) else None,
+        tied=parallel_state.get_embedding_group()
+        if config.pipeline > 1 and pp_rank in (0, config.pipeline - 1)
+        else None,
         megatron=ProcessGroupCollection.use_mpu_process_groups(),
     )

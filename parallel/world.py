@@ -1,6 +1,5 @@
 """Start and end of a process's part in a world; with CPU, the only file that names a device."""
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +28,20 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def distributed(config: ParallelConfig, seed: int) -> Iterator[Groups]:
-    """Join the world that torchrun describes (or a world of one) and leave it on the way out.
+    """Join the world that torchrun describes (or a world of one), with its groups, and leave it on the way out.
 
     Raises ValueError before any process group is made if the axes do not divide the world.
     """
     config.data_size(world_size_from_launcher())
+    with joined_world(config.timeout_seconds) as device, model_parallel(config, device, seed) as groups:
+        yield groups
+
+
+@contextmanager
+def joined_world(timeout_seconds: float) -> Iterator[torch.device]:
+    """The default process group of this process, and the device it computes on."""
     device = pick_device()
-    timeout = timedelta(seconds=config.timeout_seconds)
+    timeout = timedelta(seconds=timeout_seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
@@ -47,8 +53,15 @@ def distributed(config: ParallelConfig, seed: int) -> Iterator[Groups]:
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def model_parallel(config: ParallelConfig, device: torch.device, seed: int) -> Iterator[Groups]:
+    """The groups of one layout in a world that is already joined; tests run several layouts in one world."""
+    try:
         yield make_groups(config, device, seed)
     finally:
         parallel_state.destroy_model_parallel()
-        gc.collect()
-        dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""Floating-point operations of a training step: multiply and add counted as two, matrices and attention only.
+
+What a frozen part does not compute is not counted: its weight gradients, and for a vision tower whose inputs are pixels
+the whole backward pass. Recomputation is not counted either (these are model FLOPs).
+"""
+
+from dataclasses import dataclass
+
+from model.config import LanguageConfig, ModelConfig, VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a step processes, as sums over all its rows."""
+
+    tokens: int
+    patches: int
+    token_pairs: int
+    """Sum over samples of length squared; causal attention computes half."""
+    patch_pairs: int
+    """Sum over frames of patches squared."""
+
+
+def language_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> int:
+    """Forward FLOPs of the decoder and its head."""
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    matrices = config.hidden_size * heads + config.num_heads * config.head_dim * config.hidden_size
+    matrices += 3 * config.hidden_size * config.ffn_size
+    linear = 2 * tokens * (config.num_layers * matrices + config.hidden_size * config.vocab_size)
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * token_pairs // 2
+    return linear + attention
+
+
+def vision_flops(config: VisionConfig, patches: int, patch_pairs: int) -> int:
+    """Forward FLOPs of the vision tower."""
+    layer = 4 * config.embed_dim**2 + 2 * config.embed_dim * config.ffn_size
+    linear = 2 * patches * (config.depth * layer + config.patch_dim * config.embed_dim)
+    return linear + 4 * config.depth * config.embed_dim * patch_pairs
+
+
+def merger_flops(config: VisionConfig, hidden_size: int, patches: int) -> int:
+    """Forward FLOPs of the merger."""
+    visual_tokens = patches // config.spatial_merge_size**2
+    return 2 * visual_tokens * config.merged_dim * (config.merged_dim + hidden_size)
+
+
+def step_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> int:
+    """FLOPs of forward and backward with the given parts trained.
+
+    A trained part costs three forward passes (input and weight gradients), a frozen one between inputs that need
+    gradients two, and a frozen one in front of everything trained one.
+    """
+    vision_learns, merger_learns = "vision" in trainable, "merger" in trainable
+    below = vision_learns or merger_learns
+    language = language_flops(config.language, work.tokens, work.token_pairs)
+    total = language * (3 if "language" in trainable else 2 if below and work.patches else 1)
+    if config.vision is not None:
+        total += vision_flops(config.vision, work.patches, work.patch_pairs) * (3 if vision_learns else 1)
+        merger = merger_flops(config.vision, config.language.hidden_size, work.patches)
+        total += merger * (3 if merger_learns else 2 if vision_learns else 1)
+    return total

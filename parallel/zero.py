@@ -1,0 +1,240 @@
+"""ZeRO-1 by DeepSpeed, driven from outside its engine: megatron-core's schedule owns forward and backward.
+
+Two DeepSpeed optimizers stand behind it: the ZeRO optimizer for fp32, and `BF16_Optimizer`, which shards the same way
+and accumulates gradients in fp32. What they expect differently is said at each place below.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor
+
+from parallel.gradients import finish_model_gradients
+from parallel.groups import Groups
+
+STATE_KEYS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamGroup:
+    """Parameters that share a learning rate and a decay. Every rank lists the same groups in the same order."""
+
+    name: str
+    part: str
+    named_parameters: Sequence[tuple[str, torch.nn.Parameter]]
+    weight_decay: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fragment:
+    """What this data-parallel rank holds of one parameter's optimizer state."""
+
+    param_name: str
+    start: int
+    """First element within the flattened local parameter."""
+    numel: int
+    tensors: dict[str, Tensor]
+    """'master', 'exp_avg', 'exp_avg_sq': fp32 (numel,) views; writing into them changes the optimizer."""
+
+
+class _Mpu:
+    """The questions DeepSpeed asks about model parallelism, answered for one rank."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.get_data_parallel_group = lambda: groups.dp
+        self.get_data_parallel_rank = lambda: groups.dp_rank
+        self.get_data_parallel_world_size = lambda: groups.dp_size
+        # DeepSpeed sums norms over the "model parallel" group, so it must span tensor and pipeline.
+        self.get_model_parallel_group = lambda: groups.replica
+        self.get_model_parallel_rank = lambda: groups.pp_rank * groups.tp_size + groups.tp_rank
+        self.get_model_parallel_world_size = lambda: groups.replica.size()
+        self.get_tensor_model_parallel_group = lambda: groups.tp
+        self.get_tensor_model_parallel_rank = lambda: groups.tp_rank
+        self.get_tensor_model_parallel_world_size = lambda: groups.tp_size
+
+
+class ZeroOptimizer:
+    """AdamW whose fp32 masters and moments are sharded over the data axis."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        param_groups: Sequence[ParamGroup],
+        groups: Groups,
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        clip_norm: float,
+        bf16: bool,
+        bucket_elements: int,
+    ) -> None:
+        self._module = module
+        self._groups = groups
+        self._bf16 = bf16
+        self._names = {p: name for group in param_groups for name, p in group.named_parameters}
+        self._tied = [p for p in self._names if getattr(p, "ds_pipe_replicated", False) or _is_tied_source(module, p)]
+        torch_groups = []
+        for number, group in enumerate(param_groups):
+            parameters = [p for _, p in group.named_parameters] or [_placeholder(module, number, groups)]
+            torch_groups.append({"params": parameters, "weight_decay": group.weight_decay, "lr": 0.0})
+        self._parts = [group.part for group in param_groups]
+        adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=groups.device.type == "cuda")
+        deepspeed_logger.setLevel(logging.ERROR)
+        # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler at first use; gloo serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=adamw,
+            mpu=_Mpu(groups),
+            config=_deepspeed_config(groups.dp_size, clip_norm, bf16, bucket_elements),
+            dist_init_required=False,
+        )
+        self._adamw = self._zero.optimizer
+        for flat in self._flat_masters():
+            # Adam would make these at its first step; a checkpoint can be read or written before that.
+            step = torch.zeros((), dtype=torch.float32, device=flat.device if groups.device.type == "cuda" else "cpu")
+            self._adamw.state[flat] = {"step": step} | {key: torch.zeros_like(flat) for key in STATE_KEYS}
+
+    def set_learning_rates(self, rates: dict[str, float]) -> None:
+        """Set the rate of each part for the coming step."""
+        for part, group in zip(self._parts, self._zero.param_groups, strict=True):
+            group["lr"] = rates[part]
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> None:
+        """Average every gradient over the data axis, after completing it within the replica.
+
+        A trainable parameter that this step did not use has gradient zero on every layout, so moments and decay apply.
+        """
+        for parameters in self._low_precision_groups():
+            for parameter in parameters:
+                if parameter.grad is None and not self._bf16:
+                    parameter.grad = torch.zeros_like(parameter)
+        if self._bf16:
+            # Gradients without the flag would be left out of this rank's norm and clipping, but not of its neighbours'.
+            self._zero.fp32_groups_has_gradients = [[True] * len(group) for group in self._zero.bf16_groups]
+        finish_model_gradients(self._names, self._tied, self.gradient, self._groups)
+        if not self._bf16:
+            self._zero.setup_buckets()  # made by a backward hook otherwise, which a rank without pictures never runs
+        self._engine.allreduce_gradients()
+
+    def step(self) -> float:
+        """Clip, update, gather weights. Returns the global gradient norm before clipping.
+
+        The norm is the same number on every rank; where it is not finite no rank updates and the return is infinite.
+        """
+        self._engine.step()
+        norm = self._zero._global_grad_norm
+        return float(norm) if norm is not None else 0.0
+
+    def drop_gradients(self) -> None:
+        """Forget this step's gradients without an update."""
+        if self._bf16:
+            self._zero.clear_hp_grads()
+        self._module.zero_grad(set_to_none=True)
+
+    def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
+        """The accumulated gradient of a local parameter, valid between backward and `step`."""
+        if not self._bf16:
+            assert parameter.grad is not None
+            return parameter.grad
+        for group, gradients in zip(self._zero.bf16_groups, self._zero.fp32_groups_gradients, strict=True):
+            for candidate, gradient in zip(group, gradients, strict=True):
+                if candidate is parameter:
+                    return gradient.view_as(parameter)
+        raise AssertionError("not a trainable parameter of this rank")
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's share of every trainable parameter's state, placeholders left out."""
+        found = []
+        flats = self._flat_masters()
+        for parameters, flat in zip(self._low_precision_groups(), flats, strict=True):
+            state = self._adamw.state[flat]
+            for parameter in parameters:
+                mapping = parameter._hp_mapping
+                if mapping is None or parameter not in self._names:
+                    continue
+                place = mapping.hp_fragment_address
+                tensors = {"master": flat.detach().narrow(0, place.start, place.numel)}
+                tensors |= {key: state[key].narrow(0, place.start, place.numel) for key in STATE_KEYS}
+                found.append(
+                    Fragment(
+                        param_name=self._names[parameter],
+                        start=mapping.lp_fragment_address.start,
+                        numel=mapping.lp_fragment_address.numel,
+                        tensors=tensors,
+                    )
+                )
+        return found
+
+    @property
+    def steps_taken(self) -> int:
+        return int(self._adamw.state[self._flat_masters()[0]]["step"].item())
+
+    def loaded(self, steps_taken: int) -> None:
+        """Say that the tensors of `fragments()` were written from a checkpoint taken after `steps_taken` updates."""
+        for flat in self._flat_masters():
+            self._adamw.state[flat]["step"].fill_(float(steps_taken))
+
+    @torch.no_grad()
+    def masters_from_weights(self) -> None:
+        """Start the fp32 masters from weights that were loaded into the module after construction."""
+        for fragment in self.fragments():
+            parameter = self._parameter(fragment.param_name)
+            fragment.tensors["master"].copy_(parameter.view(-1)[fragment.start : fragment.start + fragment.numel])
+
+    def state_bytes(self) -> int:
+        """Bytes of masters and moments that this rank holds."""
+        return sum(tensor.nbytes for fragment in self.fragments() for tensor in fragment.tensors.values())
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks, so that a process can build another optimizer."""
+        self._engine.destroy()
+
+    def _parameter(self, name: str) -> torch.nn.Parameter:
+        return self._module.get_parameter(name)
+
+    def _flat_masters(self) -> list[Tensor]:
+        return self._zero.fp32_groups_flat_partition if self._bf16 else self._zero.single_partition_of_fp32_groups
+
+    def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
+        return self._zero.bf16_groups if self._bf16 else self._zero.bit16_groups
+
+
+def _is_tied_source(module: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
+    language = getattr(module, "language", None)
+    if language is None or not language.share_embeddings_and_output_weights or not language.pre_process:
+        return False
+    return parameter is language.embedding.word_embeddings.weight
+
+
+def _placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.nn.Parameter:
+    """One element for a group that is empty on this pipeline stage: AdamW refuses an empty list, and DeepSpeed runs a
+    collective a group, so every rank must have the same groups."""
+    parameter = torch.nn.Parameter(torch.zeros(1, device=groups.device, dtype=next(module.parameters()).dtype))
+    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # counted on each rank: its gradient is zero
+    module.register_parameter(f"placeholder_{number}", parameter)
+    return parameter
+
+
+def _deepspeed_config(dp_size: int, clip_norm: float, bf16: bool, bucket_elements: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": dp_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the schedule accumulates
+        "gradient_clipping": clip_norm,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": 1,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket_elements,
+            "allgather_bucket_size": bucket_elements,
+        },
+        "bf16": {"enabled": bf16, "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }

@@ -1,0 +1,80 @@
+"""Random packed rows with pictures, clips and text of uneven lengths, made without any file."""
+
+import numpy as np
+
+from data.config import IGNORE
+from data.positions import mrope_positions
+from data.types import PackedRow
+
+PATCH_DIM = 1176
+GRIDS = ((1, 4, 6), (1, 2, 4), (3, 4, 2), (1, 6, 2), (4, 2, 2))
+"""Stills and clips, none square; the last clip has more time steps than its merged grid is wide or high."""
+
+
+def random_sample(
+    generator: np.random.Generator, vocab_size: int, grids: list[tuple[int, int, int]]
+) -> dict[str, np.ndarray]:
+    """One sample: text, then each grid followed by more text. Vision positions and the first text are unsupervised."""
+    pieces, spans, visual_index, supervised = [], [], [], []
+    length = 0
+
+    def text(count: int, learn: bool) -> None:
+        nonlocal length
+        pieces.append(generator.integers(8, vocab_size, count))
+        supervised.extend([learn] * count)
+        length += count
+
+    text(int(generator.integers(2, 6)), learn=not grids)
+    for time, height, width in grids:
+        count = time * height * width // 4
+        spans.append((length, (time, height // 2, width // 2)))
+        visual_index.append(np.arange(length, length + count))
+        pieces.append(np.full(count, 7))
+        supervised.extend([False] * count)
+        length += count
+        text(int(generator.integers(2, 9)), learn=True)
+    tokens = np.concatenate(pieces)
+    targets = np.full(length, IGNORE, dtype=np.int64)
+    learn = np.array(supervised[1:])
+    targets[:-1][learn] = tokens[1:][learn]
+    patches = sum(t * h * w for t, h, w in grids)
+    return {
+        "tokens": tokens.astype(np.int64),
+        "targets": targets,
+        "positions": mrope_positions(length, spans),
+        "grids": np.array(grids, dtype=np.int64).reshape(-1, 3),
+        "visual_index": np.concatenate(visual_index) if visual_index else np.empty(0, dtype=np.int64),
+        "patches": generator.standard_normal((patches, PATCH_DIM), dtype=np.float32),
+    }
+
+
+def pack(samples: list[dict[str, np.ndarray]]) -> PackedRow:
+    """Lay samples end to end, as data.loader does."""
+    starts = np.cumsum([0] + [len(sample["tokens"]) for sample in samples])
+    return PackedRow(
+        tokens=np.concatenate([s["tokens"] for s in samples]),
+        targets=np.concatenate([s["targets"] for s in samples]),
+        positions=np.concatenate([s["positions"] for s in samples], axis=1),
+        segment_lengths=np.diff(starts).astype(np.int64),
+        grids=np.concatenate([s["grids"] for s in samples]),
+        visual_index=np.concatenate([s["visual_index"] + start for s, start in zip(samples, starts, strict=False)]),
+        patches=np.concatenate([s["patches"] for s in samples]),
+        sample_ids=np.arange(len(samples)),
+        source_ids=np.zeros(len(samples), dtype=np.int64),
+    )
+
+
+def random_step(seed: int, num_rows: int, vocab_size: int) -> list[PackedRow]:
+    """The rows of one step; the last row has no picture, the first holds one, several, a clip and none."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(num_rows):
+        if number == num_rows - 1:
+            choices: list[list[tuple[int, int, int]]] = [[], []]
+        elif number == 0:
+            choices = [[GRIDS[0]], [GRIDS[1], GRIDS[3]], [GRIDS[4]], []]
+        else:
+            picks = generator.integers(0, len(GRIDS), size=int(generator.integers(1, 3)))
+            choices = [[GRIDS[pick] for pick in picks], []]
+        rows.append(pack([random_sample(generator, vocab_size, grids) for grids in choices]))
+    return rows

@@ -1,0 +1,130 @@
+"""From planned rows to microbatches on the device: read by one rank a replica, announced to the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from data.loader import Loader
+from data.plan import Cursor, Plan, StepPlan
+from torch import Tensor
+
+from data.config import IGNORE
+from data.types import PackedRow
+from model.attention import Segments
+from model.flops import Work
+from model.vlm import Row
+from parallel.announce import announce_integers, share_pixels
+from parallel.groups import Groups
+
+FIELDS = ("tokens", "targets", "positions", "segment_lengths", "grids", "visual_index")
+"""Integers of a microbatch in the order in which they are announced."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowForm:
+    """How microbatches look on the device."""
+
+    dtype: torch.dtype
+    """Of the patches."""
+    patch_dim: int
+    """Floats of one flattened patch; 0 for a model without vision."""
+    multiple: int
+    """Rows are padded to a multiple of this: the tensor axis under sequence parallelism, else 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Announced:
+    """One replica's share of a step, known alike on all its ranks."""
+
+    rows: list[Row]
+    lengths: list[int]
+    num_targets: int
+    num_samples: int
+    work: Work
+    """Padding for sequence parallelism is not counted."""
+
+
+class Batches:
+    """The steps of a run, one after the other. Every rank follows the plan; only readers touch data."""
+
+    def __init__(self, plan: Plan, loader: Loader | None, groups: Groups, form: RowForm, cursor: Cursor) -> None:
+        assert (loader is not None) == groups.is_reader
+        self._plan = plan
+        self._loader = loader
+        self._groups = groups
+        self._form = form
+        self.cursor = cursor
+
+    def next(self) -> tuple[StepPlan, Announced]:
+        """Read, announce and move the cursor on."""
+        if self._loader is not None:
+            step_plan, packed = self._loader.next_step()
+            announced = announce(packed, len(packed), self._groups, self._form)
+        else:
+            step_plan = self._plan.step(self.cursor)
+            num_rows = len(step_plan.rows) // self._groups.dp_size
+            announced = announce(None, num_rows, self._groups, self._form)
+        self.cursor = step_plan.next_cursor
+        return step_plan, announced
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+
+def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, form: RowForm) -> Announced:
+    """Give a replica its microbatches. `packed` is None on ranks that do not read.
+
+    Padding to `form.multiple` is a segment of its own and is never supervised.
+    """
+    integers = [_integers(row, form.multiple) for row in packed] if packed is not None else None
+    fields = announce_integers(integers, num_rows, len(FIELDS), groups)
+    rows, lengths = [], []
+    num_targets = num_tokens = num_patches = num_samples = token_pairs = patch_pairs = 0
+    for number, (tokens, targets, positions, segments, grids, visual_index) in enumerate(fields):
+        grid_list = [(t, h, w) for t, h, w in grids.view(-1, 3).tolist()]
+        row_patches = sum(t * h * w for t, h, w in grid_list)
+        pixels = torch.from_numpy(packed[number].patches) if packed is not None else None
+        padding = sum(int(length) for length in segments if length < 0)  # padding is announced as a negative length
+        rows.append(
+            Row(
+                tokens=_to(tokens.view(1, -1), groups),
+                targets=_to(targets.view(1, -1), groups),
+                positions=_to(positions.view(3, 1, -1), groups),
+                segments=Segments(lengths=tuple(segments.abs().tolist()), device=groups.device),
+                grids=grid_list,
+                visual_index=_to(visual_index, groups),
+                patches=share_pixels(pixels, (row_patches, form.patch_dim), form.dtype, groups),
+            )
+        )
+        lengths.append(tokens.numel())
+        num_targets += int((targets >= 0).sum())
+        num_tokens += tokens.numel() + padding
+        num_patches += row_patches
+        num_samples += int((segments > 0).sum())
+        token_pairs += int((segments.clamp(min=0) ** 2).sum())
+        patch_pairs += sum(t * (h * w) ** 2 for t, h, w in grid_list)
+    return Announced(
+        rows=rows,
+        lengths=lengths,
+        num_targets=num_targets,
+        num_samples=num_samples,
+        work=Work(tokens=num_tokens, patches=num_patches, token_pairs=token_pairs, patch_pairs=patch_pairs),
+    )
+
+
+def _to(tensor: Tensor, groups: Groups) -> Tensor:
+    return tensor.to(groups.device, non_blocking=True)
+
+
+def _integers(row: PackedRow, multiple: int) -> list[Tensor]:
+    padding = -len(row.tokens) % multiple
+    tokens, targets, positions, segments = row.tokens, row.targets, row.positions, row.segment_lengths
+    if padding:
+        tokens = np.pad(tokens, (0, padding))
+        targets = np.pad(targets, (0, padding), constant_values=IGNORE)
+        positions = np.concatenate((positions, np.tile(np.arange(padding), (3, 1))), axis=1)
+        segments = np.append(segments, -padding)
+    values = (tokens, targets, positions, segments, row.grids, row.visual_index)
+    return [torch.from_numpy(np.ascontiguousarray(value, dtype=np.int64)) for value in values]

@@ -1,0 +1,90 @@
+"""What a run tells about itself: one JSON line a step in `metrics.jsonl` always, a terminal line, and wandb if asked."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from model.flops import step_flops
+from train.config import RunConfig
+from train.state import TrainState
+from train.step import StepReport
+
+
+class Metrics:
+    """Written by one rank. Rates are over the time since the last line, so a slow start does not stay in them."""
+
+    def __init__(self, run: RunConfig, model: ModelConfig, peak_flops: float | None) -> None:
+        folder = Path(run.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self._every = run.log.every_steps
+        self._stage = run.stage
+        self._model = model
+        self._peak = peak_flops
+        self._wandb = _start_wandb(run)
+        self._started = self._last = time.perf_counter()
+
+    def record(self, state: TrainState, report: StepReport, progress: float, data_seconds: float) -> None:
+        """Write the step; every `log.every_steps` steps and at the end also a line on the terminal."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        row: dict[str, Any] = {
+            "stage": self._stage.name,
+            "step": state.step,
+            "loss": None if math.isnan(report.loss) else report.loss,
+            "grad_norm": report.grad_norm,
+            "rates": report.rates,
+            "tokens": state.tokens,
+            "samples": state.samples,
+            "targets": report.targets,
+            "step_tokens": report.work.tokens,
+            "step_patches": report.work.patches,
+            "tokens_per_second": report.work.tokens / seconds,
+            "step_seconds": seconds,
+            "data_seconds": data_seconds,
+            "skipped": report.skipped,
+            "rows": report.plan.digest(),
+        }
+        flops_per_second = step_flops(self._model, self._stage.trainable, report.work) / seconds
+        row["flops_per_second"] = flops_per_second
+        if self._peak:
+            row["mfu"] = flops_per_second / self._peak
+        self._file.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(
+                {key: value for key, value in row.items() if isinstance(value, int | float)}, step=state.step
+            )
+        if state.step % self._every == 0 or state.step == 1 or progress >= 1.0:
+            self._print(row, progress, now)
+
+    def _print(self, row: dict[str, Any], progress: float, now: float) -> None:
+        left = (now - self._started) / progress * (1.0 - progress) if progress > 0 else math.inf
+        loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
+        mfu = f"  mfu {row['mfu']:.1%}" if "mfu" in row else ""
+        print(
+            f"{row['stage']}  step {row['step']:>5}  {progress:>4.0%}  loss {loss}  norm {row['grad_norm']:.3f}  "
+            f"{row['tokens_per_second']:>7.0f} tokens/s{mfu}  {left:.0f} s left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _start_wandb(run: RunConfig) -> Any:
+    if run.log.wandb == "disabled":
+        return None
+    import wandb  # takes a second to import; most processes never need it
+
+    return wandb.init(
+        project=run.log.wandb_project,
+        dir=run.run_dir,
+        mode=run.log.wandb,
+        name=f"{Path(run.run_dir).name}-{run.stage.name}",
+        settings=wandb.Settings(silent=True, console="off"),
+    )

@@ -1,0 +1,20 @@
+"""What a run has done so far, beside weights and optimizer."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Counters of one training stage; equal on every rank and saved with every checkpoint."""
+
+    step: int = 0
+    """Steps finished, skipped ones included."""
+    tokens: int = 0
+    """Text and visual tokens seen."""
+    samples: int = 0
+    skipped: int = 0
+    """Steps without anything to learn from: the optimizer was left untouched, the data cursor moved on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
