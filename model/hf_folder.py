@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,9 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.hf_config import generation_config, hf_config, preprocessor_config, read_json, special_ids
 from model.hf_weights import Piece, canonical_shape, hf_pieces, published_name, to_hf
+
+if TYPE_CHECKING:
+    from model.canonical import Box
 
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX_FILE = "model.safetensors.index.json"
@@ -152,6 +155,30 @@ class HfReader:
     def _head_is_tied(self) -> bool:
         embedding = self._slices.get("model.embed_tokens.weight")
         return embedding is not None and torch.equal(self._slices["lm_head.weight"][:], embedding[:])
+
+
+def load_hf_into(
+    parameters: Mapping[str, Tensor],
+    boxes: "Mapping[str, Box]",
+    folder: str | Path,
+    config: ModelConfig,
+    parts: Sequence[str] | None = None,
+) -> None:
+    """Copy a Hugging Face folder's weights into this rank's parameters in place, reading only what its boxes hold.
+
+    Args:
+        parameters, boxes: local parameters of this rank and the box of each, by local name.
+        parts: which of vision, merger, language to take; None takes all that `config` has.
+
+    Raises:
+        ValueError: the folder does not fit `config`; the same on every rank, whatever it holds.
+    """
+    with HfReader(folder, config, parts) as reader:
+        known = set(reader.names())
+        for local_name, box in boxes.items():
+            target = box.view(parameters[local_name]) if box.name in known else None
+            if target is not None and target.numel():
+                target.copy_(reader.read(box.name, box.offset, box.shape))
 
 
 def write_hf(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import SPECIAL_TOKENS, config_from_hf, special_ids
-from model.hf_folder import INDEX_FILE, HfReader, write_hf
+from model.hf_folder import INDEX_FILE, HfReader, load_hf_into, write_hf
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, in_memory_name, published_name, to_hf
 
 VISION = VisionConfig(depth=2, embed_dim=32, num_heads=4)
@@ -178,6 +179,41 @@ def test_reader_gives_every_box(form: str, tmp_path: Path, tokenizer_folder: Pat
             for offset, shape in boxes_of(tuple(whole.shape)):
                 window = tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))
                 assert torch.equal(reader.read(name, offset, shape), whole[window]), (name, offset, shape)
+
+
+@dataclass(frozen=True)
+class Half:
+    """Tensor rank `rank` of 2, cut along `dim`; its memory has a padding row, as a vocabulary may."""
+
+    name: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def view(self, parameter: Tensor) -> Tensor:
+        return parameter[: math.prod(self.shape)].view(self.shape)
+
+
+@pytest.mark.parametrize("parts", [None, ("vision",), ("merger", "language")])
+def test_a_rank_takes_its_boxes_of_the_parts_it_wants(
+    parts: tuple[str, ...] | None, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    weights = random_weights(TINY, seed=2)
+    folder = export(tmp_path / "hf", TINY, weights, tokenizer_folder)
+    for rank in range(2):
+        boxes, memory, expected = {}, {}, {}
+        for name, whole in weights.items():
+            columns = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            dim = int(columns or (name.startswith("language") and "linear_fc1" in name))
+            size = whole.shape[dim] // 2
+            offset = tuple(rank * size if at == dim else 0 for at in range(whole.dim()))
+            half = whole.narrow(dim, rank * size, size)
+            boxes[f"local.{name}"] = Half(name, offset, tuple(half.shape))
+            memory[f"local.{name}"] = torch.zeros(half.numel() + 3)
+            wanted = parts is None or name.split(".")[0] in parts
+            expected[f"local.{name}"] = half.flatten() if wanted else torch.zeros(half.numel())
+        load_hf_into(memory, boxes, folder, TINY, parts)  # type: ignore[arg-type]
+        for name, values in expected.items():
+            assert torch.equal(memory[name][:-3], values) and not memory[name][-3:].any(), name
 
 
 def test_folder_saved_by_transformers_is_read(tmp_path: Path) -> None:

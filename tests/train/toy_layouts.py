@@ -1,6 +1,6 @@
 """A toy model laid out over tensor, pipeline and data axes, with boxes and ZeRO-1 fragments like the real ones.
 
-It stands in for model.canonical and parallel.zero where importing megatron-core and DeepSpeed would cost seconds a process.
+It stands in for model.canonical and parallel.zero: importing megatron-core and DeepSpeed costs seconds a process.
 """
 
 import itertools

@@ -1,0 +1,62 @@
+"""From a checkpoint to a Hugging Face folder, in one process: tensor by tensor, so a 72B model needs no 72B memory."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from model.hf_folder import write_hf
+from train.checkpoint import find_commit
+from train.commits import Commit
+from train.config import RunConfig
+from train.resolve import to_run_config
+from train.tensor_store import TensorReader
+
+_HYDRA_KEYS = ("defaults", "hydra")
+
+
+def export(where: str | Path, out_folder: str | Path, *, tokenizer: str | Path | None = None) -> Path:
+    """Write the weights of a run's newest usable checkpoint as a folder for transformers' `from_pretrained`.
+
+    Args:
+        where: a run's folder, or one checkpoint folder.
+        out_folder: is created; must not hold a model yet.
+        tokenizer: the tokenizer folder, if it moved since the run; None takes the recipe's.
+
+    Raises:
+        ValueError: there is no usable checkpoint, or transformers cannot express this model.
+    """
+    commit = find_commit(where)
+    run = run_of(commit)
+    reader = TensorReader(commit.path)
+    dtype = reader.dtype("language.decoder.final_layernorm.weight")
+    return write_hf(
+        out_folder,
+        run.model,
+        reader.read,
+        tokenizer if tokenizer is not None else run.data.tokenizer,
+        dtype=dtype,
+        min_pixels=run.data.image.min_pixels,
+        max_pixels=run.data.image.max_pixels,
+    )
+
+
+def run_of(commit: Commit) -> RunConfig:
+    """The run that wrote a checkpoint, from the recipe kept in it."""
+    recipe = OmegaConf.create(commit.recipe)
+    assert isinstance(recipe, DictConfig)
+    for key in _HYDRA_KEYS:
+        recipe.pop(key, None)
+    return to_run_config(recipe)
+
+
+def describe(where: str | Path) -> dict[str, object]:
+    """What `triptych checkpoint show` prints: state, sizes, and every tensor's shape and dtype."""
+    commit = find_commit(where)
+    reader = TensorReader(commit.path)
+    tensors = {name: f"{reader.shape(name)} {_short(reader.dtype(name))}" for name in reader.names()}
+    return {"path": str(commit.path), "step": commit.step, "state": commit.state, "tensors": tensors}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
