@@ -36,6 +36,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 # Every row has another length; fixed blocks would fragment.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+# megatron-core warns at import, in every process, of packages that are not used here.
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::UserWarning,ignore::FutureWarning}
 # Hydra shortens tracebacks to the user's own function, which hides where training failed.
 export HYDRA_FULL_ERROR=1
 

@@ -129,7 +129,9 @@ class PackedAttention(torch.nn.Module):
             query, key, value = query[order], key[order], value[order]
         sizes = [count * length for count, length in pairs]
         mixed = []
-        for (count, length), q, k, v in zip(pairs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        for (count, length), q, k, v in zip(
+            pairs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+        ):
             out = F.scaled_dot_product_attention(
                 *(x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)),
                 is_causal=self.causal,

@@ -26,6 +26,15 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a known GPU (vendor data sheets), the denominator of MFU; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
+    return next((flops for key, flops in known.items() if key in name), None)
+
+
 @contextmanager
 def distributed(config: ParallelConfig, seed: int) -> Iterator[Groups]:
     """Join the world that torchrun describes (or a world of one), with its groups, and leave it on the way out.

@@ -78,6 +78,8 @@ class RunConfig:
     run_dir: str
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
+    resume: bool = False
+    """Go on from the newest usable checkpoint in `run_dir`; `triptych resume` sets it."""
     stop_after_steps: int | None = None
     """Save and leave after this many steps of the whole stage, as a pre-empted run would; the schedule is not bent."""
     model: ModelConfig

@@ -16,10 +16,12 @@ from train.step import StepReport
 class Metrics:
     """Written by one rank. Rates are over the time since the last line, so a slow start does not stay in them."""
 
-    def __init__(self, run: RunConfig, model: ModelConfig, peak_flops: float | None) -> None:
-        folder = Path(run.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+    def __init__(self, run: RunConfig, model: ModelConfig, peak_flops: float | None, from_step: int) -> None:
+        path = Path(run.run_dir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = _lines_up_to(path, from_step)
+        self._file = path.open("w", buffering=1)
+        self._file.writelines(kept)
         self._every = run.log.every_steps
         self._stage = run.stage
         self._model = model
@@ -27,7 +29,7 @@ class Metrics:
         self._wandb = _start_wandb(run)
         self._started = self._last = time.perf_counter()
 
-    def record(self, state: TrainState, report: StepReport, progress: float, data_seconds: float) -> None:
+    def record(self, state: TrainState, report: StepReport, progress: float) -> None:
         """Write the step; every `log.every_steps` steps and at the end also a line on the terminal."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -44,7 +46,7 @@ class Metrics:
             "step_patches": report.work.patches,
             "tokens_per_second": report.work.tokens / seconds,
             "step_seconds": seconds,
-            "data_seconds": data_seconds,
+            "data_seconds": report.data_seconds,
             "skipped": report.skipped,
             "rows": report.plan.digest(),
         }
@@ -74,6 +76,13 @@ class Metrics:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish(quiet=True)
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Lines of an earlier attempt that the resumed run still stands on: steps after its checkpoint are done again."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
 
 
 def _start_wandb(run: RunConfig) -> Any:

@@ -1,6 +1,7 @@
 """One optimizer step. World size 1, every layout and every stage run this same function."""
 
 import math
+import time
 from dataclasses import astuple, dataclass
 
 from data.plan import StepPlan
@@ -46,11 +47,15 @@ class StepReport:
     work: Work
     skipped: bool
     plan: StepPlan
+    data_seconds: float
+    """Waiting for rows and sharing them."""
 
 
 def train_step(parts: StepParts, state: TrainState) -> StepReport:
     """Fetch, forward and backward, agree, update, count."""
+    started = time.perf_counter()
     plan, announced = parts.batches.next()
+    data_seconds = time.perf_counter() - started
     # The denominator is the whole step's and known before forward, so no split of the step changes a gradient.
     counts = [announced.num_targets, announced.num_samples, *astuple(announced.work)]
     targets, samples, *sizes = (int(count) for count in sum_over(parts.groups.dp, counts))
@@ -83,6 +88,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
         work=work,
         skipped=not learns,
         plan=plan,
+        data_seconds=data_seconds,
     )
 
 

@@ -1,0 +1,23 @@
+"""`python -m train --config-name RECIPE [key=value ...]`, started by launch/torchrun.sh on every rank."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from parallel.world import distributed, world_size_from_launcher
+from train.resolve import loosen, to_run_config
+from train.trainer import Trainer
+
+
+@hydra.main(version_base=None, config_path="../recipes")
+def main(raw: DictConfig) -> None:
+    """Resolve the recipe, join the world, train."""
+    run = to_run_config(raw, world_size_from_launcher())
+    with distributed(run.parallel, run.seed) as groups:
+        Trainer(run, groups).fit()
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = loosen(sys.argv[1:])
+    main()

@@ -1,0 +1,173 @@
+"""One training stage from a typed run: build, start or go on, loop, save."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.loader import Loader, build_reader, open_indexes
+from data.plan import Cursor, Plan, check_same_plan
+from data.tokenizer import check_tokenizer, load_tokenizer
+from model.build import BuiltModel, build_model
+from model.hf_folder import load_hf_into
+from model.init import fill_random
+from parallel.groups import Groups
+from parallel.schedule import Schedule
+from parallel.world import peak_flops
+from train.batches import Batches, RowForm
+from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
+from train.commits import Commit, attempts
+from train.config import RunConfig
+from train.metrics import Metrics
+from train.optimizer import build_optimizer
+from train.rates import stage_progress
+from train.resolve import to_yaml
+from train.state import TrainState
+from train.step import StepParts, train_step
+
+
+class Trainer:
+    """Everything a stage needs on this rank. `fit` runs it to its end or to `stop_after_steps`."""
+
+    def __init__(self, run: RunConfig, groups: Groups) -> None:
+        commit = _commit_to_resume(run)
+        self.run = run
+        self.groups = groups
+        self.plan, loader_from = _plan_data(run, groups)
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        self.model = build_model(run.model, run.parallel, groups, dtype, run.stage.trainable)
+        # Weights come before the optimizer: its fp32 masters are made from them.
+        first_weights(run, self.model, commit)
+        self.optimizer = build_optimizer(run, self.model, groups)
+        self.state = TrainState()
+        cursor = Cursor()
+        if commit is not None:
+            load_optimizer(commit, self.model.boxes, self.optimizer)
+            check_same_plan(commit.state["plan"], _through_json(self.plan.identity))
+            self.state = TrainState(**commit.state["counters"])
+            cursor = Cursor.from_dict(commit.state["cursor"])
+        vision = run.model.vision
+        form = RowForm(
+            dtype=dtype,
+            patch_dim=vision.patch_dim if vision else 0,
+            multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
+        )
+        self.batches = Batches(self.plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
+        self.parts = StepParts(
+            batches=self.batches,
+            schedule=Schedule(self.model.module, groups),
+            optimizer=self.optimizer,
+            groups=groups,
+            stage=run.stage,
+        )
+
+    def fit(self) -> None:
+        """Train to the end of the stage; save on the way as the recipe says, and at the end."""
+        metrics = None
+        if self.groups.rank == 0:
+            metrics = Metrics(self.run, self.run.model, peak_flops(self.groups.device), self.state.step)
+        try:
+            while not self._is_over():
+                report = train_step(self.parts, self.state)
+                if metrics is not None:
+                    metrics.record(self.state, report, self.progress)
+                every = self.run.checkpoint.every_steps
+                if self._is_over() or (every is not None and self.state.step % every == 0):
+                    self.save()
+        finally:
+            self.batches.close()
+            if metrics is not None:
+                metrics.close()
+
+    @property
+    def progress(self) -> float:
+        return stage_progress(self.run.stage, self.state.step, self.state.tokens)
+
+    def _is_over(self) -> bool:
+        stop = self.run.stop_after_steps
+        return self.progress >= 1.0 or (stop is not None and self.state.step >= stop)
+
+    def save(self) -> Path:
+        """Commit weights, optimizer, counters and data cursor together."""
+        return save_commit(
+            self.run.run_dir,
+            self.state.step,
+            dict(self.model.module.named_parameters()),
+            self.model.boxes,
+            self.optimizer,
+            {
+                "stage": self.run.stage.name,
+                "counters": self.state.to_dict(),
+                "cursor": self.batches.cursor.to_dict(),
+                "plan": self.plan.identity,
+                "seed": self.run.seed,
+            },
+            to_yaml(self.run),
+            tp_rank=self.groups.tp_rank,
+            keep=self.run.checkpoint.keep,
+        )
+
+
+def first_weights(run: RunConfig, model: BuiltModel, commit: Commit | None) -> None:
+    """Fill every parameter: from the commit to go on with, else as `init` says, else at random.
+
+    A new stage takes the previous one's weights in whatever layout suits it, and never its optimizer.
+    """
+    parameters = dict(model.module.named_parameters())
+    if commit is not None:
+        load_weights(commit, parameters, model.boxes)
+        return
+    given = run.init.from_run or run.init.from_hf
+    fresh = set(run.init.fresh) if given else set(model.config.parts)
+    for name, parameter in parameters.items():
+        if model.boxes[name].name.split(".")[0] in fresh:
+            fill_random(parameter, model.boxes[name], run.seed, run.init.std)
+    taken = [part for part in model.config.parts if part not in fresh]
+    if run.init.from_run:
+        load_weights(find_commit(run.init.from_run), parameters, model.boxes, parts=taken)
+    elif run.init.from_hf:
+        load_hf_into(parameters, model.boxes, run.init.from_hf, run.model, parts=taken)
+
+
+def _commit_to_resume(run: RunConfig) -> Commit | None:
+    if run.resume:
+        return find_commit(run.run_dir)
+    sealed = [attempt.path.name for attempt in attempts(run.run_dir) if attempt.sealed]
+    if sealed:
+        raise ValueError(
+            f"{run.run_dir} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go on with "
+            f"`triptych resume {run.run_dir}`, or start anew with another run_dir"
+        )
+    return None
+
+
+def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, Callable[[Cursor], Loader]]:
+    """The plan, which every rank follows, and how to start the loader, which only readers do."""
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    check_tokenizer(tokenizer, run.model.language.vocab_size)
+    indexes = open_indexes(run.data)
+    plan = Plan(run.data, indexes)
+
+    def loader_from(cursor: Cursor) -> Loader:
+        reader = build_reader(run.data, tokenizer, indexes)
+        return Loader(run.data, plan, reader, groups.dp_rank, groups.dp_size, cursor, _quarantine(run, groups))
+
+    return plan, loader_from
+
+
+def _quarantine(run: RunConfig, groups: Groups) -> Callable[[dict[str, Any]], None]:
+    """Append a sample that could not be decoded to this replica's list in the run folder."""
+    path = Path(run.run_dir) / f"quarantine_{groups.dp_rank}.jsonl"
+
+    def keep(record: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    return keep
+
+
+def _through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
