@@ -1,0 +1,204 @@
+"""Order, packing and assignment by properties."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config import DataConfig, ImageConfig, SourceConfig
+from data.errors import BudgetError, MismatchError
+from data.index import open_index
+from data.packing import pack
+from data.permutation import order_key, permute
+from data.plan import Cursor, Plan, assign_rows, check_same_plan, endless_order, sample_lengths, window_shares
+
+
+@given(st.integers(1, 3000), st.binary(min_size=1, max_size=4))
+def test_permutation_is_a_bijection(size: int, key: bytes) -> None:
+    order = permute(np.arange(size), size, key)
+    assert np.array_equal(np.sort(order), np.arange(size))
+    places = np.array([0, size - 1, size // 2])
+    assert np.array_equal(permute(places, size, key), order[places])
+
+
+def test_permutation_depends_on_its_key_and_mixes() -> None:
+    one, two = (permute(np.arange(1000), 1000, order_key(seed, "source", 0)) for seed in (0, 1))
+    assert (one == two).mean() < 0.01
+    assert abs(np.corrcoef(one, np.arange(1000))[0, 1]) < 0.1
+    first = [int(permute(np.array([0]), 10, order_key(seed, "s", 0))[0]) for seed in range(2000)]
+    counts = np.bincount(first, minlength=10)
+    assert ((counts - 200) ** 2 / 200).sum() < 30  # chi-squared with 9 degrees of freedom; 30 has p 0.0004
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 80)), min_size=1, max_size=80), st.integers(0, 60))
+def test_packing_keeps_both_budgets_and_every_sample(sizes: list[tuple[int, int]], spare: int) -> None:
+    tokens, patches = [size[0] for size in sizes], [size[1] for size in sizes]
+    most = max(tokens) + spare, max(patches) + spare
+    rows = pack(tokens, patches, *most)
+    assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
+    for row in rows:
+        assert sum(tokens[i] for i in row) <= most[0] and sum(patches[i] for i in row) <= most[1]
+        assert row == sorted(row)
+    assert all(
+        sum(tokens[i] for i in one + two) > most[0] or sum(patches[i] for i in one + two) > most[1]
+        for n, one in enumerate(rows)
+        for two in rows[n + 1 :]
+    ), "two rows that would fit into one were left apart"
+
+
+def test_packing_fills_rows() -> None:
+    rng = random.Random(0)
+    tokens = [min(4000, int(rng.lognormvariate(5.5, 1)) + 1) for _ in range(2048)]
+    rows = pack(tokens, [0] * len(tokens), 4096, 0)
+    assert sum(tokens) / (4096 * len(rows)) > 0.98
+
+
+class FakeIndex:
+    """Lengths without shards: the plan asks for nothing else."""
+
+    def __init__(self, name: str, tokens: list[int], sides: list[int]) -> None:
+        self.digest = name
+        kinds = np.array([side > 0 for side in sides])
+        self.columns = {
+            "num_text_tokens": np.array(tokens, dtype=np.uint32),
+            "media_end": np.cumsum(kinds).astype(np.uint64),
+        }
+        self._sides = [side for side in sides if side]
+        rows = {"kind": 0, "height": self._sides, "width": self._sides, "frames": 1, "fps": 0}
+        self.columns |= {f"media_{k}": np.broadcast_to(v, len(self._sides)).astype(float) for k, v in rows.items()}
+
+    def __len__(self) -> int:
+        return len(self.columns["num_text_tokens"])
+
+    def media_size(self, row: int) -> SimpleNamespace:
+        return SimpleNamespace(kind="image", height=self._sides[row], width=self._sides[row])
+
+    def where(self, i: int) -> str:
+        return f"fake[{i}]"
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[DataConfig, list[FakeIndex]]:
+    count = draw(st.integers(1, 3))
+    indexes = []
+    for n in range(count):
+        size = draw(st.integers(1, 40))
+        tokens = draw(st.lists(st.integers(1, 40), min_size=size, max_size=size))
+        sides = draw(st.lists(st.sampled_from([0, 28, 56, 84]), min_size=size, max_size=size))
+        indexes.append(FakeIndex(f"i{n}", tokens, sides))
+    weights = draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
+    config = DataConfig(
+        tokenizer="none",
+        sources=tuple(SourceConfig(name=f"s{n}", path="", weight=w) for n, w in enumerate(weights)),
+        tokens_per_row=draw(st.integers(49, 120)),
+        patches_per_row=draw(st.integers(36, 90)),
+        rows_per_step=draw(st.sampled_from([1, 4, 6])),
+        window=draw(st.integers(12, 50)),
+        seed=draw(st.integers(0, 5)),
+        image=ImageConfig(min_pixels=784, max_pixels=84 * 84),
+    )
+    return config, indexes
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_windows_have_exact_shares_and_epochs_every_sample_once(made: tuple[DataConfig, list[FakeIndex]]) -> None:
+    config, indexes = made
+    plan = Plan(config, indexes)  # type: ignore[arg-type]
+    assert sum(plan.shares) == config.window
+    streams: list[list[int]] = [[] for _ in indexes]
+    for window in range(8):
+        samples = plan.window_samples(window)
+        assert [sum(s == n for s, _ in samples) for n in range(len(indexes))] == plan.shares
+        for source_id, index in samples:
+            streams[source_id].append(index)
+    for stream, index in zip(streams, indexes, strict=True):
+        size = len(index)
+        for epoch in range(len(stream) // size):
+            assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans(), st.integers(0, 5))
+def test_steps_hold_the_windows_rows_within_budgets_from_any_cursor(
+    made: tuple[DataConfig, list[FakeIndex]], stop: int
+) -> None:
+    config, indexes = made
+    plan = Plan(config, indexes)  # type: ignore[arg-type]
+    lengths = [sample_lengths(index, config.image, config.video) for index in indexes]  # type: ignore[arg-type]
+    steps, cursors = [], [Cursor()]
+    for _ in range(7):
+        steps.append(plan.step(cursors[-1]))
+        cursors.append(steps[-1].next_cursor)
+    for step in steps:
+        assert len(step.rows) == config.rows_per_step
+        for row in step.rows:
+            assert row.num_tokens == sum(lengths[s][0][i] for s, i in row.samples) <= config.tokens_per_row
+            assert row.num_patches == sum(lengths[s][1][i] for s, i in row.samples) <= config.patches_per_row
+    resumed = Plan(config, indexes)  # type: ignore[arg-type]
+    cursor = Cursor.from_dict(cursors[stop].to_dict())
+    for step in steps[stop:]:
+        again = resumed.step(cursor)
+        assert again == step and again.digest() == step.digest()
+        cursor = again.next_cursor
+    windows = (sample for window in range(cursors[-1].window + 1) for sample in [Counter(plan.window_samples(window))])
+    read = Counter(sample for step in steps for row in step.rows for sample in row.samples)
+    complete = sum(islice(windows, cursors[-1].window), Counter())
+    assert not complete - read, "a sample of a finished window was never trained on"
+
+
+@settings(max_examples=40, deadline=None)
+@given(plans(), st.sampled_from([1, 2, 3]))
+def test_replicas_share_the_same_rows_evenly(made: tuple[DataConfig, list[FakeIndex]], dp_size: int) -> None:
+    config, indexes = made
+    rows = Plan(config, indexes).step(Cursor()).rows  # type: ignore[arg-type]
+    if len(rows) % dp_size:
+        with pytest.raises(ValueError, match=f"rows_per_step is {len(rows)}, which dp size {dp_size} does not divide"):
+            assign_rows(rows, dp_size)
+        return
+    assigned = assign_rows(rows, dp_size)
+    assert sorted(number for numbers in assigned for number in numbers) == list(range(len(rows)))
+    assert {len(numbers) for numbers in assigned} == {len(rows) // dp_size}
+
+
+def test_assignment_balances_cost() -> None:
+    rows = [SimpleNamespace(cost=cost) for cost in (9, 1, 8, 2)]
+    assert sorted(assign_rows(rows, 2)) == [[0, 1], [2, 3]]  # type: ignore[arg-type]
+
+
+def test_the_endless_sequence_does_not_depend_on_where_it_is_entered() -> None:
+    whole = endless_order(3, "s", 7, 0, 50)
+    assert np.array_equal(endless_order(3, "s", 7, 13, 20), whole[13:33])
+
+
+def test_a_source_without_a_share_is_refused_with_numbers() -> None:
+    sources = (SourceConfig(name="big", path="", weight=100.0), SourceConfig(name="tiny", path="", weight=0.1))
+    config = DataConfig(
+        tokenizer="", sources=sources, tokens_per_row=1, patches_per_row=0, rows_per_step=1, window=64, seed=0
+    )
+    with pytest.raises(BudgetError, match=r"window of 64 samples has none of \[\('tiny', 0.1\)\]"):
+        window_shares(config)
+
+
+def test_samples_over_budget_and_changed_plans_are_refused(
+    make_source: Callable[..., Path], make_config: Callable[..., DataConfig]
+) -> None:
+    folder = make_source(clips=False)
+    indexes = [open_index(folder)]
+    plan = Plan(make_config(folder), indexes)
+    with pytest.raises(BudgetError, match=r"mixed-000000\.tar\[.*tokens and .* patches \(a row takes 160 and 12\)"):
+        Plan(make_config(folder, patches_per_row=12), indexes)
+    moved = Plan(make_config(folder, prefetch_steps=5), indexes)
+    assert moved.fingerprint == plan.fingerprint
+    check_same_plan(moved.identity, plan.identity)
+    other = Plan(make_config(folder, seed=4), indexes)
+    assert other.fingerprint != plan.fingerprint
+    with pytest.raises(MismatchError, match="seed was 4 and is 3"):
+        check_same_plan(other.identity, plan.identity)
