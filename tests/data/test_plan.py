@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,12 +67,12 @@ class FakeIndex:
     def __init__(self, name: str, tokens: list[int], sides: list[int]) -> None:
         self.digest = name
         kinds = np.array([side > 0 for side in sides])
-        self.columns = {
+        self.columns: dict[str, Any] = {
             "num_text_tokens": np.array(tokens, dtype=np.uint32),
             "media_end": np.cumsum(kinds).astype(np.uint64),
         }
         self._sides = [side for side in sides if side]
-        rows = {"kind": 0, "height": self._sides, "width": self._sides, "frames": 1, "fps": 0}
+        rows: dict[str, Any] = {"kind": 0, "height": self._sides, "width": self._sides, "frames": 1, "fps": 0}
         self.columns |= {f"media_{k}": np.broadcast_to(v, len(self._sides)).astype(float) for k, v in rows.items()}
 
     def __len__(self) -> int:
@@ -119,8 +120,8 @@ def test_windows_have_exact_shares_and_epochs_every_sample_once(made: tuple[Data
         assert [sum(s == n for s, _ in samples) for n in range(len(indexes))] == plan.shares
         for source_id, index in samples:
             streams[source_id].append(index)
-    for stream, index in zip(streams, indexes, strict=True):
-        size = len(index)
+    for stream, fake in zip(streams, indexes, strict=True):
+        size = len(fake)
         for epoch in range(len(stream) // size):
             assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
 
