@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from model.hf_folder import write_hf
@@ -48,15 +47,3 @@ def run_of(commit: Commit) -> RunConfig:
     for key in _HYDRA_KEYS:
         recipe.pop(key, None)
     return to_run_config(recipe)
-
-
-def describe(where: str | Path) -> dict[str, object]:
-    """What `triptych checkpoint show` prints: state, sizes, and every tensor's shape and dtype."""
-    commit = find_commit(where)
-    reader = TensorReader(commit.path)
-    tensors = {name: f"{reader.shape(name)} {_short(reader.dtype(name))}" for name in reader.names()}
-    return {"path": str(commit.path), "step": commit.step, "state": commit.state, "tensors": tensors}
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

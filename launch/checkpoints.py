@@ -1,0 +1,76 @@
+"""`triptych checkpoint list|show|verify|import`: what lies in a run's folder, said in lines of text."""
+
+from pathlib import Path
+
+from model.canonical import Box
+from model.hf_config import config_from_hf
+from model.hf_folder import HfReader
+from train.checkpoint import find_commit, save_commit
+from train.commits import attempts, listed_files, open_commit, problems
+from train.config import RunConfig
+from train.resolve import to_yaml
+from train.tensor_store import TensorReader
+
+
+def list_lines(run_dir: str | Path) -> list[str]:
+    """One line a checkpoint folder, newest first: name, bytes, when it was sealed. Digests are not checked."""
+    lines = []
+    for attempt in attempts(run_dir):
+        if attempt.sealed:
+            size = sum(file["size"] for file in listed_files(attempt.path).values())
+            said = f"{size / 1e6:.1f} MB  {open_commit(attempt.path).state.get('saved_at', '')}"
+        else:
+            said = "never finished"
+        lines.append(f"{attempt.path.name}  {said}")
+    return lines
+
+
+def show_lines(where: str | Path) -> list[str]:
+    """State, then every tensor with shape and dtype, of a run's newest usable checkpoint or of one folder.
+
+    Raises ValueError if there is none.
+    """
+    commit = find_commit(where)
+    reader = TensorReader(commit.path)
+    lines = [str(commit.path)]
+    lines += [f"{key}: {value}" for key, value in commit.state.items()]
+    lines += [
+        f"{name}  {list(reader.shape(name))}  {str(reader.dtype(name)).removeprefix('torch.')}"
+        for name in reader.names()
+    ]
+    return lines
+
+
+def verify_lines(where: str | Path) -> tuple[bool, list[str]]:
+    """Read every byte of every checkpoint at `where`. Returns whether all hold, and a line for each."""
+    good, lines = True, []
+    for attempt in attempts(where):
+        wrong = problems(attempt.path)
+        good = good and not wrong
+        lines.append(f"{attempt.path.name}  {'; '.join(wrong) or 'every digest holds'}")
+    return good and bool(lines), lines or [f"{where} has no checkpoint"]
+
+
+def import_hf(folder: str | Path, run: RunConfig) -> Path:
+    """Turn a Hugging Face folder into a checkpoint of weights alone, for `init.from_run` of later runs.
+
+    The whole model is held in host memory; `init.from_hf` needs no import and reads each rank's part alone.
+
+    Args:
+        folder: Qwen2-VL or plain Qwen2, safetensors.
+        run: its run_dir receives the checkpoint, as step 0; its model must be the folder's.
+
+    Raises:
+        ValueError: other sizes than the recipe's, or tensors that do not fit.
+    """
+    found = config_from_hf(folder, run.model.name)
+    if found != run.model:
+        raise ValueError(f"{folder} and the recipe describe two models:\n  {found}\n  {run.model}")
+    with HfReader(folder, run.model) as reader:
+        tensors = {name: reader.read(name) for name in reader.names()}
+    boxes = {
+        name: Box(name=name, global_shape=tuple(tensor.shape), offset=(0,) * tensor.dim(), shape=tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
+    state = {"stage": "import", "source": Path(folder).name}
+    return save_commit(run.run_dir, 0, tensors, boxes, None, state, to_yaml(run), tp_rank=0, keep=1)
