@@ -1,5 +1,6 @@
 """Commits: whole or refused, and the same bits on every layout. One world of four processes runs the layout cases."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -241,6 +242,40 @@ def test_a_damaged_commit_is_passed_over_with_the_reason(how: str, why: str, tmp
     assert len(told) == 1 and new.name in told[0] and why in told[0]
     with pytest.raises(ValueError, match="no checkpoint that can be used"):
         find_commit(new, tell=told.append)
+
+
+def test_a_save_stopped_at_any_sync_leaves_the_old_or_the_whole_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every durable write ends in fsync, so stopping at each one in turn visits every state a crash can leave."""
+    real = os.fsync
+    outcomes = []
+    for stop_at in range(1, 100):
+        run = tmp_path / str(stop_at)
+        old = save(one().fill(), run, 1)
+        calls = 0
+
+        def stop(number: int, stop_at: int = stop_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise SystemExit("stopped")
+            real(number)
+
+        monkeypatch.setattr(os, "fsync", stop)
+        with contextlib.suppress(SystemExit, CheckpointError):
+            save(one().fill(), run, 2)
+        monkeypatch.setattr(os, "fsync", real)
+        commit = find_commit(run, tell=lambda _: None)
+        toy = one()
+        load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
+        load_optimizer(commit, toy.boxes, toy)  # type: ignore[arg-type]
+        assert not differing(toy) and old.exists()
+        outcomes.append(commit.step)
+        if calls < stop_at:
+            break
+    # folder, data, metadata, state, recipe, list, folder, seal: the old one; only the sync after the seal has the new.
+    assert outcomes == [1] * 8 + [2, 2]
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
