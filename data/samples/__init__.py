@@ -1,6 +1,7 @@
 """The sample data set of the quickstart, made from real material that ships inside Python packages.
 
-Run `python -m data.samples --out DIR`. Handwritten scans and two photographs come from scikit-learn, the other photographs
-from scikit-image, fonts from matplotlib; nothing is downloaded. Reading order: `splits` (what is held out), `digits`,
-`scenes`, `words`, `clips` (material), `phrases`, `items`, `tasks`, `text` (samples), `tokenizer`, `write`, `__main__`.
+Run `python -m data.samples --out DIR`. Handwritten scans and two photographs come from scikit-learn, the other
+photographs from scikit-image, fonts from matplotlib; nothing is downloaded. Reading order: `splits` (what is held out),
+`digits`, `scenes`, `words`, `clips` (material), `phrases`, `items`, `pictures`, `tasks`, `text` (samples), `tokenizer`,
+`write`, `recipe`, `__main__`.
 """

@@ -22,7 +22,7 @@ PACKAGES = ("scikit-learn", "scikit-image", "matplotlib", "pillow", "av", "numpy
 
 
 def fingerprint(seed: int) -> dict[str, object]:
-    """What the bytes depend on: the seed, this folder's source files and the packages that hold and draw the material."""
+    """What the bytes depend on: the seed, this folder's source files and the packages behind the material."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -39,15 +39,15 @@ def _tokenizer_texts(seed: int) -> list[str]:
     return [*texts, "system\nYou are a helpful assistant.", "user\n", "assistant\n"] + ["user\nassistant\n"] * 100
 
 
-def make(out: Path, seed: int) -> dict[str, object]:
-    """Write everything below `out`; DONE.json comes last and is returned."""
+def make(out: Path, seed: int, fraction: float = 1.0) -> dict[str, object]:
+    """Write everything below `out`, with `fraction` of the training samples; DONE.json comes last and is returned."""
     started = time.monotonic()
     done: dict[str, object] = fingerprint(seed)
     counts = {}
     train_tokenizer(_tokenizer_texts(seed), out / "tokenizer")
     for source in TRAIN_SOURCES:
         folder = out / "train" / source
-        counts[f"train/{source}"] = write_source(folder, source, train_samples(source, seed))
+        counts[f"train/{source}"] = write_source(folder, source, train_samples(source, seed, fraction))
     for task in TASKS:
         counts[f"heldout/{task}"] = write_source(out / "heldout" / task, task, heldout_samples(task, seed))
     for source in HELDOUT_DOCUMENTS:

@@ -31,6 +31,11 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
     return np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
 
 
+def scan_images() -> np.ndarray:
+    """Every scan, uint8 (1797, 8, 8), ink bright; a scan's number is its place here."""
+    return _scans()[0]
+
+
 @cache
 def scan_ids(split: Split) -> tuple[tuple[int, ...], ...]:
     """Scan numbers of the split, one tuple for each digit 0-9."""
@@ -48,7 +53,7 @@ def draw_card(rng: np.random.Generator, split: Split, digit: int) -> Card:
     """A random scan of `digit`, slightly turned, moved and scaled, in dark ink on light paper."""
     ids = scan_ids(split)[digit]
     scan = ids[int(rng.integers(len(ids)))]
-    image = Image.fromarray(_scans()[0][scan])
+    image = Image.fromarray(scan_images()[scan])
     # Output pixel -> scan pixel: about 3 px of paper stay free around the ink, as on a real card.
     scale = 8 / (CARD - 4) * rng.uniform(0.94, 1.06)
     angle = np.deg2rad(rng.uniform(-8, 8))

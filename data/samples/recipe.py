@@ -46,11 +46,11 @@ TRAIN_SOURCES: dict[str, Source] = {
 }
 
 
-def train_samples(source: str, seed: int) -> Iterator[Sample]:
-    """The training samples of one source."""
+def train_samples(source: str, seed: int, fraction: float) -> Iterator[Sample]:
+    """The first `fraction` of the training samples of one source."""
     what = TRAIN_SOURCES[source]
     make = as_chat if what.chat else as_document
-    for index in range(what.samples):
+    for index in range(round(what.samples * fraction)):
         item = what.draw(rng_for(seed, source, "train", index), "train", chat=what.chat)
         yield make(item, source), item.media
 

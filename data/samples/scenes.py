@@ -43,7 +43,8 @@ class Scene:
 
 
 @cache
-def _photo(name: str) -> Image.Image:
+def photo(name: str) -> Image.Image:
+    """The whole photograph, RGB."""
     package, path = PHOTOS[name]
     with files(package).joinpath(path).open("rb") as stream:
         return Image.open(stream).convert("RGB")
@@ -59,17 +60,17 @@ def tiles(split: Split) -> tuple[tuple[int, int], ...]:
 
 def draw_scene(rng: np.random.Generator, split: Split, name: str, width: int, height: int) -> Scene:
     """A random crop of the photograph inside one tile, resized to (width, height) pixels."""
-    photo = _photo(name)
+    whole = photo(name)
     row, column = tiles(split)[int(rng.integers(len(tiles(split))))]
-    left, right = column * photo.width // TILES, (column + 1) * photo.width // TILES
-    top, bottom = row * photo.height // TILES, (row + 1) * photo.height // TILES
+    left, right = column * whole.width // TILES, (column + 1) * whole.width // TILES
+    top, bottom = row * whole.height // TILES, (row + 1) * whole.height // TILES
     fit = min((right - left) / width, (bottom - top) / height) * rng.uniform(0.75, 1.0)
     crop_width, crop_height = max(1, int(width * fit)), max(1, int(height * fit))
     x = left + int(rng.integers(right - left - crop_width + 1))
     y = top + int(rng.integers(bottom - top - crop_height + 1))
     box = (x, y, x + crop_width, y + crop_height)
-    # `box` and `reducing_gap` stay inside the crop; cropping first would do the same with one more copy.
-    pixels = np.asarray(photo.crop(box).resize((width, height), Image.Resampling.BILINEAR))
+    # Cropped first: resize(box=...) would let the filter look over the edge of the tile.
+    pixels = np.asarray(whole.crop(box).resize((width, height), Image.Resampling.BILINEAR))
     return Scene(name=name, box=box, pixels=pixels)
 
 

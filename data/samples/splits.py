@@ -17,6 +17,6 @@ def is_heldout(split: Split) -> bool:
 
 
 def rng_for(seed: int, source: str, split: Split, index: int) -> np.random.Generator:
-    """A generator of its own for each sample, so that changing the size of one source leaves every other sample alone."""
+    """A generator of its own for each sample, so that resizing one source leaves every other sample alone."""
     name = int.from_bytes(f"{split}/{source}".encode(), "big") % (1 << 61)
     return np.random.default_rng([seed, name, index])

@@ -101,9 +101,7 @@ def _place(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     rows, columns = ((4, 4), (4, 5), (5, 4))[int(rng.integers(3))]
     digit, row, column = _digit(rng), int(rng.integers(rows)), int(rng.integers(columns))
     stand_in = f"[{digit} at {column}/{columns} {row}/{rows}]"
-    return Item(
-        opening=(stand_in,), turns=(phrases.where_is(digit, phrases.cell_box((row, column), rows, columns)),)
-    )
+    return Item(opening=(stand_in,), turns=(phrases.where_is(digit, phrases.cell_box((row, column), rows, columns)),))
 
 
 def _motion(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:

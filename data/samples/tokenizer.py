@@ -1,4 +1,4 @@
-"""The sample data's tokenizer: byte-level BPE with Qwen2-VL's special tokens and chat template, as a Hugging Face folder."""
+"""The tokenizer of the sample data: byte-level BPE with Qwen2-VL's special tokens and chat behaviour."""
 
 from __future__ import annotations
 
