@@ -109,7 +109,7 @@ class PackedAttention(torch.nn.Module):
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # has CUDA kernels only
 
-        return varlen_attn(
+        return varlen_attn(  # type: ignore[return-value]  # a pair only when asked for log-sum-exps
             query,
             key,
             value,
@@ -129,14 +129,11 @@ class PackedAttention(torch.nn.Module):
             query, key, value = query[order], key[order], value[order]
         sizes = [count * length for count, length in pairs]
         mixed = []
-        for (count, length), q, k, v in zip(
-            pairs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-        ):
+        grouped_heads = query.shape[1] != key.shape[1]
+        for pair, *parts in zip(pairs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+            q, k, v = (part.unflatten(0, pair).transpose(1, 2) for part in parts)
             out = F.scaled_dot_product_attention(
-                *(x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)),
-                is_causal=self.causal,
-                scale=self.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
+                q, k, v, is_causal=self.causal, scale=self.scale, enable_gqa=grouped_heads
             )
             mixed.append(out.transpose(1, 2).flatten(0, 1))
         joined = torch.cat(mixed) if len(mixed) > 1 else mixed[0]

@@ -10,8 +10,8 @@ from model.canonical import Box
 def fill_random(parameter: torch.nn.Parameter, box: Box, seed: int, std: float) -> None:
     """Fill one parameter: norms 1, biases 0, matrices normal with deviation `std`.
 
-    Each tensor has a generator of its own, keyed by (seed, canonical name), and is drawn whole on the CPU before its box
-    is cut out; the cost is one whole tensor of host memory at a time.
+    Each tensor has a generator of its own, keyed by (seed, canonical name), and is drawn whole on the CPU before its
+    box is cut out; the cost is one whole tensor of host memory at a time.
     """
     with torch.no_grad():
         parameter.zero_()

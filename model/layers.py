@@ -16,7 +16,7 @@ from parallel.config import ParallelConfig
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm; under sequence parallelism its gradient is a partial sum (megatron-core's torch norm refuses that)."""
+    """torch's RMSNorm. Under sequence parallelism its gradient is a partial sum, which megatron-core's wrapper refuses."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)

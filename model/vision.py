@@ -78,7 +78,7 @@ class VisionTower(torch.nn.Module):
             return hidden[:num_patches, 0]
 
     def rotary(self, grids: list[Grid]) -> Tensor:
-        """Rotary angles of every patch, float32 (P, head_dim): the row angle, then the column angle, then both again."""
+        """Rotary angles of every patch, float32 (P, head_dim): row angles, column angles, then both again."""
         quarter = self.config.head_dim // 4
         inverse_frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
         cache: dict[tuple[int, int], Tensor] = {}

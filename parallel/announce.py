@@ -1,7 +1,7 @@
 """Tell a replica the lengths and the integers of its microbatches, once a step, before the pipeline starts.
 
-One broadcast of a table of fixed size (how long each field of each microbatch is), one of all integers in a row, and the
-pixels to the first pipeline stage's tensor group alone. Afterwards no rank asks another for a shape.
+One broadcast of a table of fixed size (how long each field of each microbatch is), one of all integers in a row, and
+the pixels to the first pipeline stage's tensor group alone. Afterwards no rank asks another for a shape.
 Source of the idea: arXiv 2409.12191, section 2.3.
 """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """Sizes of the mesh axes and what goes with them. The data axis is what the world leaves: world / (tensor x pipeline)."""
+    """Sizes of the mesh axes and what goes with them. The data axis is what is left: world / (tensor x pipeline)."""
 
     tensor: int = 1
     """Ranks that share every weight matrix of the vision tower and the language model."""

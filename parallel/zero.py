@@ -85,7 +85,7 @@ class ZeroOptimizer:
         self._parts = [group.part for group in param_groups]
         adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=groups.device.type == "cuda")
         deepspeed_logger.setLevel(logging.ERROR)
-        # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler at first use; gloo serves.
+        # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=module,
@@ -156,7 +156,7 @@ class ZeroOptimizer:
         for parameters, flat in zip(self._low_precision_groups(), flats, strict=True):
             state = self._adamw.state[flat]
             for parameter in parameters:
-                mapping = parameter._hp_mapping
+                mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
                 if mapping is None or parameter not in self._names:
                     continue
                 place = mapping.hp_fragment_address

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from data.loader import Loader
-from data.plan import Cursor, Plan, StepPlan
 from torch import Tensor
 
 from data.config import IGNORE
+from data.loader import Loader
+from data.plan import Cursor, Plan, StepPlan
 from data.types import PackedRow
 from model.attention import Segments
 from model.flops import Work

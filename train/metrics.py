@@ -1,4 +1,4 @@
-"""What a run tells about itself: one JSON line a step in `metrics.jsonl` always, a terminal line, and wandb if asked."""
+"""What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked."""
 
 import json
 import math

@@ -4,9 +4,9 @@ import math
 import time
 from dataclasses import astuple, dataclass
 
-from data.plan import StepPlan
 from torch import Tensor
 
+from data.plan import StepPlan
 from model.flops import Work
 from model.vlm import Row
 from parallel.collectives import from_last_stage, sum_over

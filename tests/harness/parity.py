@@ -1,0 +1,163 @@
+"""Our model against transformers' Qwen2-VL: the same random weights, imported through a folder; the same positions."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.build import BuiltModel, build_model
+from model.config import ModelConfig
+from model.hf_config import hf_config
+from model.hf_folder import load_hf_into
+from model.hf_weights import from_hf, hf_pieces, published_name
+from parallel.config import ParallelConfig
+from parallel.groups import Groups
+from parallel.schedule import Schedule
+from parallel.world import distributed
+from tests.harness.layouts import MODEL, STAGES
+from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample
+from train.batches import RowForm, announce
+
+IDS = {
+    "bos": 0,
+    "eos": 1,
+    "pad": 0,
+    "vision_start": 2,
+    "vision_end": 3,
+    "vision_pad": 4,
+    "image": 5,
+    "video": 6,
+}
+"""Below 8, where random text starts."""
+CASES: dict[str, list[list[tuple[int, int, int]]]] = {
+    "one picture": [[GRIDS[0]]],
+    "several pictures": [[GRIDS[0], GRIDS[3], GRIDS[1]]],
+    "a clip": [[GRIDS[4]]],
+    "picture and clip": [[GRIDS[1], GRIDS[2]]],
+    "text alone": [[]],
+    "a packed row of all": [[GRIDS[0]], [GRIDS[0], GRIDS[3], GRIDS[1]], [GRIDS[4]], [], [GRIDS[1], GRIDS[2]]],
+}
+
+
+@dataclass(kw_only=True)
+class ParityError:
+    """Relative differences to transformers."""
+
+    loss: float
+    logits: float
+    gradient: float
+    worst: str
+
+    @property
+    def largest(self) -> float:
+        return max(self.loss, self.logits, self.gradient)
+
+
+def measure_parity(tied: bool, cases: list[str] | None = None) -> dict[str, ParityError]:
+    """Every case in one process, fp32. Error of a gradient: by norm, relative to the larger of its own norm and 1e-6 of
+    the whole gradient's."""
+    model = replace(MODEL, language=replace(MODEL.language, tie_embeddings=tied))
+    reference = random_transformers_model(model)
+    with tempfile.TemporaryDirectory() as folder, distributed(ParallelConfig(), seed=0) as groups:
+        reference.save_pretrained(folder)
+        built = build_model(model, ParallelConfig(), groups, torch.float32, STAGES["stage2"])
+        load_hf_into(dict(built.module.named_parameters()), built.boxes, Path(folder), model)
+        return {case: _case(reference, built, groups, CASES[case], seed) for seed, case in enumerate(cases or CASES)}
+
+
+def random_transformers_model(model: ModelConfig) -> Any:
+    """transformers starts norms at 1 and biases at 0, which would hide swapped ones: here everything is random."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    config = Qwen2VLConfig.from_dict(hf_config(model, IDS, torch.float32))
+    reference = Qwen2VLForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.mul_(5.0).add_(1.0)
+    return reference
+
+
+def _case(reference: Any, built: BuiltModel, groups: Groups, grids: list[Any], seed: int) -> ParityError:
+    generator = np.random.default_rng(seed)
+    samples = [random_sample(generator, built.config.language.vocab_size, sample) for sample in grids]
+    expected_loss, expected_logits, expected = _run_transformers(reference, built.config, samples)
+    announced = announce([pack(samples)], 1, groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
+    with torch.no_grad():
+        logits = built.module(announced.rows[0], with_loss=False)[0]
+    built.module.zero_grad(set_to_none=True)
+    sums = Schedule(built.module, groups).run(announced.rows, announced.lengths, _mean_loss)
+    loss = float(sums[0])
+    measured = {
+        built.boxes[name].name: torch.zeros(built.boxes[name].shape)
+        if p.grad is None
+        else built.boxes[name].view(p.grad)
+        for name, p in built.module.named_parameters()
+    }
+    assert measured.keys() == expected.keys()
+    total = sum(float(g.square().sum()) for g in expected.values()) ** 0.5
+    errors = {
+        name: float((measured[name] - gradient).norm()) / max(float(gradient.norm()), 1e-6 * total)
+        for name, gradient in expected.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return ParityError(
+        loss=abs(loss - expected_loss) / abs(expected_loss),
+        logits=float((logits - expected_logits).norm() / expected_logits.norm()),
+        gradient=errors[worst],
+        worst=worst,
+    )
+
+
+def _mean_loss(row: Any, token_losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    supervised = row.targets >= 0
+    loss = (token_losses * supervised).sum() / supervised.sum()
+    return loss, loss.detach()
+
+
+def _run_transformers(reference: Any, config: ModelConfig, samples: list[Any]) -> tuple[float, Any, dict[str, Any]]:
+    """Sample by sample: loss over all supervised tokens, joined logits, gradients under canonical names."""
+    reference.zero_grad(set_to_none=True)
+    num_targets = sum(int((sample["targets"] >= 0).sum()) for sample in samples)
+    total, logits = 0.0, []
+    for sample in samples:
+        out = reference(**_transformers_inputs(sample)).logits[0]
+        targets = torch.from_numpy(sample["targets"])
+        loss = F.cross_entropy(out, targets, ignore_index=-100, reduction="sum") / num_targets
+        loss.backward()
+        total += float(loss)
+        logits.append(out.detach())
+    gradients = {
+        published_name(name): torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in reference.named_parameters()
+    }
+    canonical = {name: from_hf(pieces, gradients) for name, pieces in hf_pieces(config).items()}
+    return total, torch.cat(logits), canonical
+
+
+def _transformers_inputs(sample: Any) -> dict[str, torch.Tensor]:
+    """Stills as images, clips as videos, positions ours."""
+    tokens = sample["tokens"].copy()
+    starts = np.cumsum([0] + [int(np.prod(grid)) for grid in sample["grids"]])
+    pixels: dict[str, list[np.ndarray]] = {"image": [], "video": []}
+    grids: dict[str, list[np.ndarray]] = {"image": [], "video": []}
+    for grid, start, end in zip(sample["grids"], starts, starts[1:], strict=False):
+        kind = "image" if grid[0] == 1 else "video"
+        tokens[sample["visual_index"][start // 4 : end // 4]] = IDS[kind]
+        pixels[kind].append(sample["patches"][start:end])
+        grids[kind].append(grid)
+    inputs = {
+        "input_ids": torch.from_numpy(tokens)[None],
+        "position_ids": torch.from_numpy(sample["positions"])[:, None],
+    }
+    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if pixels[kind]:
+            inputs[key] = torch.from_numpy(np.concatenate(pixels[kind]))
+            inputs[f"{kind}_grid_thw"] = torch.from_numpy(np.stack(grids[kind]))
+    return inputs
