@@ -1,0 +1,46 @@
+"""The model a stage starts from, as a Hugging Face folder: what "before stage 1" is scored with."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.canonical import Box
+from model.hf_folder import write_hf
+from model.hf_weights import canonical_shape, hf_pieces
+from model.init import fill_random
+from train.checkpoint import find_commit
+from train.config import RunConfig
+from train.tensor_store import TensorReader
+
+
+def export_start(run: RunConfig, out_folder: Path) -> Path:
+    """Write the weights that the first step of `run` will see, without starting it.
+
+    Parts of `init.fresh` are drawn as the trainer draws them, by (seed, name), the rest comes from `init.from_run`.
+    Raises ValueError if that run has no usable checkpoint.
+    """
+    if run.init.from_run is None:
+        raise ValueError(f"stage {run.stage.name} does not start from a run; init.from_run is null")
+    reader = TensorReader(find_commit(run.init.from_run).path)
+    shapes = {name: canonical_shape(pieces) for name, pieces in hf_pieces(run.model).items()}
+
+    def read(name: str) -> Tensor:
+        if name.partition(".")[0] not in run.init.fresh:
+            return reader.read(name)
+        shape = tuple(shapes[name])
+        weight = torch.nn.Parameter(torch.empty(shape))
+        box = Box(name=name, global_shape=shape, offset=(0,) * len(shape), shape=shape)
+        fill_random(weight, box, run.seed, run.init.std)
+        return weight.detach()
+
+    image = run.data.image
+    return write_hf(
+        out_folder,
+        run.model,
+        read,
+        run.data.tokenizer,
+        dtype=torch.float32,
+        min_pixels=image.min_pixels,
+        max_pixels=image.max_pixels,
+    )
