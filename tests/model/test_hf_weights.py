@@ -155,6 +155,31 @@ def test_projections_are_those_of_the_right_heads(tmp_path: Path, tokenizer_fold
     assert sum(float(value.abs().sum()) for value in found.values()) == 21.0
 
 
+# Tensors of one shape that a swap would not betray, by what transformers' forward does with each.
+SAME_SHAPE = {
+    "vision.blocks.layers.1.input_layernorm.weight": "visual.blocks.1.norm1.weight",
+    "vision.blocks.layers.1.input_layernorm.bias": "visual.blocks.1.norm1.bias",
+    "vision.blocks.layers.1.pre_mlp_layernorm.weight": "visual.blocks.1.norm2.weight",
+    "vision.blocks.layers.1.pre_mlp_layernorm.bias": "visual.blocks.1.norm2.bias",
+    "vision.blocks.layers.1.self_attention.linear_proj.bias": "visual.blocks.1.attn.proj.bias",
+    "vision.blocks.layers.1.mlp.linear_fc2.bias": "visual.blocks.1.mlp.fc2.bias",
+    "merger.norm.weight": "visual.merger.ln_q.weight",
+    "merger.norm.bias": "visual.merger.ln_q.bias",
+    "language.decoder.layers.2.input_layernorm.weight": "model.layers.2.input_layernorm.weight",
+    "language.decoder.layers.2.pre_mlp_layernorm.weight": "model.layers.2.post_attention_layernorm.weight",
+    "language.decoder.final_layernorm.weight": "model.norm.weight",
+    "language.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "language.output_layer.weight": "lm_head.weight",
+}
+
+
+def test_tensors_of_one_shape_are_not_swapped() -> None:
+    found = {name: tuple(piece.hf_name for piece in pieces) for name, pieces in hf_pieces(TINY).items()}
+    assert {name: found[name] for name in SAME_SHAPE} == {name: (theirs,) for name, theirs in SAME_SHAPE.items()}
+    all_names = [name for names in found.values() for name in dict.fromkeys(names)]
+    assert len(all_names) == len(set(all_names)), "two canonical tensors claim one of transformers'"
+
+
 def boxes_of(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     yield (0,) * len(shape), shape
     for dim, size in enumerate(shape):
