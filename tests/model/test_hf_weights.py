@@ -1,4 +1,4 @@
-"""Hugging Face folders, against transformers itself."""
+"""Weights of Hugging Face folders, against transformers itself."""
 
 import json
 import math
@@ -9,34 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, models
 from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_config import SPECIAL_TOKENS, config_from_hf, special_ids
-from model.hf_folder import INDEX_FILE, HfReader, load_hf_into, write_hf
+from model.hf_config import config_from_hf, special_ids
+from model.hf_folder import INDEX_FILE, HfReader, load_hf_into
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, in_memory_name, published_name, to_hf
-
-VISION = VisionConfig(depth=2, embed_dim=32, num_heads=4)
-LANGUAGE = LanguageConfig(
-    hidden_size=48,
-    num_layers=3,
-    num_heads=6,
-    num_kv_heads=2,
-    ffn_size=56,
-    vocab_size=40,
-    mrope_section=(2, 1, 1),
-    rope_theta=50_000.0,
-    max_positions=512,
-)
-TINY = ModelConfig(name="tiny", vision=VISION, language=LANGUAGE)
-
-
-def tied(config: ModelConfig) -> ModelConfig:
-    fields = {name: getattr(config.language, name) for name in LanguageConfig.__dataclass_fields__}
-    return ModelConfig(
-        name=config.name, vision=config.vision, language=LanguageConfig(**(fields | {"tie_embeddings": True}))
-    )
+from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights, tied
 
 
 def published(hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, tie: bool) -> ModelConfig:
@@ -54,30 +33,6 @@ def published(hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: in
             tie_embeddings=tie,
         ),
     )
-
-
-def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(canonical_shape(pieces), generator=generator) for name, pieces in hf_pieces(config).items()
-    }
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer whose special ids are unlike Qwen's."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
-    tokens = [*dict.fromkeys(SPECIAL_TOKENS.values()), "<|im_start|>", "<|vision_pad|>"]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in reversed(tokens)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return folder
-
-
-def export(folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Path, **options: object) -> Path:
-    arguments = {"dtype": torch.float32, "min_pixels": 3136, "max_pixels": 50176} | options
-    return write_hf(folder, config, weights.__getitem__, tokenizer, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -330,47 +285,3 @@ def test_index_cannot_point_outside(tmp_path: Path, tokenizer_folder: Path) -> N
     (folder / INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside of its folder"):
         HfReader(folder, TINY)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "qwen2_5_vl"}, "qwen2_5_vl"),
-        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_theta": None}, "rope_theta is missing"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-    ],
-)
-def test_other_variants_are_refused(change: dict, message: str, tmp_path: Path, tokenizer_folder: Path) -> None:
-    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        config_from_hf(folder)
-
-
-def test_export_refuses_what_transformers_cannot_express(tmp_path: Path, tokenizer_folder: Path) -> None:
-    language = {name: getattr(LANGUAGE, name) for name in LanguageConfig.__dataclass_fields__}
-    wide = ModelConfig(
-        name="wide",
-        language=LanguageConfig(**(language | {"head_size": 16, "mrope_section": (4, 2, 2)})),
-        vision=VISION,
-    )
-    with pytest.raises(ValueError, match="a head of 16"):
-        export(tmp_path / "a", wide, random_weights(wide), tokenizer_folder)
-    small = ModelConfig(name="small", language=LanguageConfig(**(language | {"vocab_size": 21})), vision=VISION)
-    with pytest.raises(ValueError, match="vocabulary of 21"):
-        export(tmp_path / "b", small, random_weights(small), tokenizer_folder)
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
-
-
-def test_image_processor_reads_the_preprocessor_file(tmp_path: Path, tokenizer_folder: Path) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 50176)
-    assert (processor.patch_size, processor.temporal_patch_size, processor.merge_size) == (14, 2, 2)
-    assert (folder / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()

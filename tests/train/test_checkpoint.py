@@ -1,8 +1,5 @@
 """Commits: whole or refused, and the same bits on every layout. One world of four processes runs the layout cases."""
 
-import contextlib
-import json
-import os
 import pickle
 from datetime import timedelta
 from pathlib import Path
@@ -12,28 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.train.toy_layouts import Layout, ToyRank, layouts, shapes, truth
+from tests.train.toy_layouts import STATE, Layout, ToyRank, differing, layouts, one, save, shapes, truth
 from train import checkpoint, commits
 from train.agreement import CheckpointError
 from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
 from train.tensor_store import TensorReader
 
 WORLD = 4
-STATE = {"tokens": 12_345_678_901, "cursor": {"window": 3, "row": 5}, "fingerprint": "ab12"}
-
-
-def save(toy: ToyRank, run: Path, step: int, keep: int = 99, group: dist.ProcessGroup | None = None) -> Path:
-    return save_commit(
-        run, step, toy.parameters, toy.boxes, toy, STATE, "seed: 1\n", tp_rank=toy.tp_rank, keep=keep, group=group
-    )  # type: ignore[arg-type]
-
-
-def one(frozen: tuple[str, ...] = ("vision",)) -> ToyRank:
-    return ToyRank(Layout(), 0, frozen=frozen)
-
-
-def differing(toy: ToyRank) -> list[str]:
-    return [what for what, memory, expected in toy.pairs() if not torch.equal(memory, expected)]
 
 
 # --- a world of four ----------------------------------------------------------------------------------------------
@@ -198,107 +180,6 @@ def test_another_models_shape_is_refused_with_both(tmp_path: Path) -> None:
     toy.boxes[local] = type(box)(box.name, (5, 4), (0, 0), (5, 4))
     with pytest.raises(CheckpointError, match=r"merger\.fc1\.weight has shape \(4, 4\), \(5, 4\) is needed"):
         load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
-
-
-def damage(path: Path, how: str) -> None:
-    data = path / "__0_0.distcp"
-    if how == "bit":
-        raw = bytearray(data.read_bytes())
-        raw[-9] ^= 64
-        data.write_bytes(raw)
-    elif how == "short":
-        os.truncate(data, data.stat().st_size - 1)
-    elif how == "absent":
-        data.unlink()
-    elif how == "unsealed":
-        (path / "COMMIT").unlink()
-    elif how == "metadata":
-        (path / ".metadata").write_bytes((path / ".metadata").read_bytes() + b"\0")
-    elif how == "state":
-        (path / "state.json").write_text((path / "state.json").read_text().replace("12345", "12346"))
-    elif how == "list":
-        listed = json.loads((path / "files.json").read_text())
-        del listed["files"]["__0_0.distcp"]
-        (path / "files.json").write_text(json.dumps(listed))
-
-
-@pytest.mark.parametrize(
-    ("how", "why"),
-    [
-        ("bit", "__0_0.distcp has crc32c"),
-        ("short", "__0_0.distcp has size"),
-        ("absent", "__0_0.distcp cannot be read"),
-        ("unsealed", "never finished"),
-        ("metadata", ".metadata has size"),
-        ("state", "state.json has crc32c"),
-        ("list", "SHA-256"),
-    ],
-)
-def test_a_damaged_commit_is_passed_over_with_the_reason(how: str, why: str, tmp_path: Path) -> None:
-    old, new = save(one().fill(), tmp_path, 1), save(one().fill(), tmp_path, 2)
-    damage(new, how)
-    told: list[str] = []
-    assert find_commit(tmp_path, tell=told.append).path == old
-    assert len(told) == 1 and new.name in told[0] and why in told[0]
-    with pytest.raises(ValueError, match="no checkpoint that can be used"):
-        find_commit(new, tell=told.append)
-
-
-def test_a_save_stopped_at_any_sync_leaves_the_old_or_the_whole_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every durable write ends in fsync, so stopping at each one in turn visits every state a crash can leave."""
-    real = os.fsync
-    outcomes = []
-    for stop_at in range(1, 100):
-        run = tmp_path / str(stop_at)
-        old = save(one().fill(), run, 1)
-        calls = 0
-
-        def stop(number: int, stop_at: int = stop_at) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                raise SystemExit("stopped")
-            real(number)
-
-        monkeypatch.setattr(os, "fsync", stop)
-        with contextlib.suppress(SystemExit, CheckpointError):
-            save(one().fill(), run, 2)
-        monkeypatch.setattr(os, "fsync", real)
-        commit = find_commit(run, tell=lambda _: None)
-        toy = one()
-        load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
-        load_optimizer(commit, toy.boxes, toy)  # type: ignore[arg-type]
-        assert not differing(toy) and old.exists()
-        outcomes.append(commit.step)
-        if calls < stop_at:
-            break
-    # folder, data, metadata, state, recipe, list, folder, seal: the old one; only the sync after the seal has the new.
-    assert outcomes == [1] * 8 + [2, 2]
-
-
-def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no checkpoint folder"):
-        find_commit(tmp_path)
-
-
-def test_pruning_keeps_what_it_must(tmp_path: Path) -> None:
-    paths = {step: save(one().fill(), tmp_path, step) for step in (10, 20, 30, 40)}
-    damage(paths[20], "unsealed")
-    damage(paths[40], "bit")  # so the run goes on from step 30
-    new = save(one().fill(), tmp_path, 35, keep=2)
-    left = {attempt.path for attempt in commits.attempts(tmp_path)}
-    assert left == {new, paths[30], paths[20], paths[40]}
-    assert find_commit(tmp_path, tell=lambda _: None).path == new
-    last = save(one().fill(), tmp_path, 36, keep=0)
-    assert {attempt.path for attempt in commits.attempts(tmp_path)} == {last, paths[20], paths[40]}
-
-
-def test_saving_a_step_twice_leaves_both_whole(tmp_path: Path) -> None:
-    first, second = save(one().fill(), tmp_path, 5), save(one().fill(), tmp_path, 5)
-    assert first != second and not commits.problems(first) and not commits.problems(second)
-    assert find_commit(tmp_path).path == second
 
 
 class _Payload:

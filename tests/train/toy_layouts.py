@@ -6,9 +6,13 @@ It stands in for model.canonical and parallel.zero: importing megatron-core and 
 import itertools
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from train.checkpoint import save_commit
 
 VOCAB, HIDDEN, LAYERS = 7, 3, 2
 PADDING = -77.0
@@ -166,3 +170,20 @@ class ToyRank:
             memory.copy_(expected)
         self.steps_taken = 12
         return self
+
+
+STATE = {"tokens": 12_345_678_901, "cursor": {"window": 3, "row": 5}, "fingerprint": "ab12"}
+
+
+def save(toy: ToyRank, run: Path, step: int, keep: int = 99, group: dist.ProcessGroup | None = None) -> Path:
+    return save_commit(
+        run, step, toy.parameters, toy.boxes, toy, STATE, "seed: 1\n", tp_rank=toy.tp_rank, keep=keep, group=group
+    )  # type: ignore[arg-type]
+
+
+def one(frozen: tuple[str, ...] = ("vision",)) -> ToyRank:
+    return ToyRank(Layout(), 0, frozen=frozen)
+
+
+def differing(toy: ToyRank) -> list[str]:
+    return [what for what, memory, expected in toy.pairs() if not torch.equal(memory, expected)]
