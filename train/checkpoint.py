@@ -90,17 +90,7 @@ def save_commit(
     fragments = optimizer.fragments() if optimizer else []
     write_tensors(path, _entries(parameters, boxes, fragments, writer_tp_rank=tp_rank), group)
     rank = rank_in(group)
-
-    def finish_own_files() -> dict[str, dict[str, Any]]:
-        names = [file.name for file in path.glob(f"__{rank}_*")]
-        if rank == 0:
-            commits.write_text(path / commits.STATE, json.dumps(told, indent=1))
-            commits.write_text(path / commits.RECIPE, recipe_text)
-            names += [commits.STATE, commits.RECIPE, ".metadata"]
-        # Each rank vouches for its own files: on a shared file system rank 0 may not see them yet.
-        return {name: commits.digest(path / name) for name in names}
-
-    shares = gathered(f"writing {path.name}", finish_own_files, group)
+    shares = gathered(f"writing {path.name}", lambda: _finish_own_files(path, rank, told, recipe_text), group)
     digests = {name: value for share in shares for name, value in share.items()}
 
     def finish() -> None:
@@ -184,6 +174,17 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def _finish_own_files(path: Path, rank: int, told: dict[str, Any], recipe_text: str) -> dict[str, dict[str, Any]]:
+    """Digests of the files that this rank wrote; rank 0 first writes those that hold no tensors."""
+    names = [file.name for file in path.glob(f"__{rank}_*")]
+    if rank == 0:
+        commits.write_text(path / commits.STATE, json.dumps(told, indent=1))
+        commits.write_text(path / commits.RECIPE, recipe_text)
+        names += [commits.STATE, commits.RECIPE, ".metadata"]
+    # Each rank vouches for its own files: on a shared file system rank 0 may not see them yet.
+    return {name: commits.digest(path / name) for name in names}
 
 
 def _entries(
