@@ -3,8 +3,10 @@
 Shapes: T tokens of a row, N heads on this rank, K key/value heads on this rank, D head size.
 """
 
+import inspect
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+# torch 2.12 takes grouped key/value heads as they are; 2.11 wants them repeated.
+_FUSED_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass
@@ -107,8 +113,13 @@ class PackedAttention(torch.nn.Module):
         return mixed.reshape(mixed.shape[0], 1, -1)
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn  # has CUDA kernels only
-
+        grouping: dict[str, Any] = {}
+        if query.shape[1] != key.shape[1]:
+            if _FUSED_TAKES_GROUPS:
+                grouping = {"enable_gqa": True}
+            else:
+                repeats = query.shape[1] // key.shape[1]
+                key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         return varlen_attn(  # type: ignore[return-value]  # a pair only when asked for log-sum-exps
             query,
             key,
@@ -119,7 +130,7 @@ class PackedAttention(torch.nn.Module):
             segments.max_length,
             scale=self.scale,
             window_size=(-1, 0) if self.causal else (-1, -1),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **grouping,
         )
 
     def _by_length(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:

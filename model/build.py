@@ -33,7 +33,7 @@ def build_model(
     unknown = set(trainable) - set(config.parts)
     if unknown:
         raise ValueError(f"stage.trainable names {sorted(unknown)}; model {config.name} has {list(config.parts)}")
-    module = VisionLanguageModel(config, parallel, groups, dtype)
+    module = VisionLanguageModel(config, parallel, groups, dtype).to(groups.device)  # norms are made on the host
     for part in set(config.parts) - set(trainable):
         frozen = module.part(part)
         if frozen is not None:

@@ -16,7 +16,7 @@ from parallel.config import ParallelConfig
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm. Under sequence parallelism its gradient is a partial sum, which megatron-core's wrapper refuses."""
+    """torch's RMSNorm; megatron-core's wrapper of it refuses sequence parallelism."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -24,7 +24,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """torch's LayerNorm, marked like `RMSNorm`."""
+    """torch's LayerNorm, likewise."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)

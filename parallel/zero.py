@@ -4,8 +4,10 @@ Two DeepSpeed optimizers stand behind it: the ZeRO optimizer for fp32, and `BF16
 and accumulates gradients in fp32. What they expect differently is said at each place below.
 """
 
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +89,14 @@ class ZeroOptimizer:
         deepspeed_logger.setLevel(logging.ERROR)
         # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=adamw,
-            mpu=_Mpu(groups),
-            config=_deepspeed_config(groups.dp_size, clip_norm, bf16, bucket_elements),
-            dist_init_required=False,
-        )
+        with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints a memory report for each group
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=adamw,
+                mpu=_Mpu(groups),
+                config=_deepspeed_config(groups.dp_size, clip_norm, bf16, bucket_elements),
+                dist_init_required=False,
+            )
         self._adamw = self._zero.optimizer
         for flat in self._flat_masters():
             # Adam would make these at its first step; a checkpoint can be read or written before that.
