@@ -192,7 +192,7 @@ def _pieces(
                     name=box.name,
                     shape=box.global_shape,
                     offset=box.offset,
-                    values=box.view(tensor.contiguous()).float().numpy().copy(),
+                    values=box.view(tensor.contiguous()).float().cpu().numpy().copy(),
                 )
             )
     return found
