@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from model.hf_folder import write_hf
 from train.checkpoint import find_commit
 from train.commits import Commit
 from train.config import RunConfig
-from train.resolve import to_run_config
+from train.resolve import from_yaml
 from train.tensor_store import TensorReader
-
-_HYDRA_KEYS = ("defaults", "hydra")
 
 
 def export(where: str | Path, out_folder: str | Path, *, tokenizer: str | Path | None = None) -> Path:
@@ -42,8 +38,4 @@ def export(where: str | Path, out_folder: str | Path, *, tokenizer: str | Path |
 
 def run_of(commit: Commit) -> RunConfig:
     """The run that wrote a checkpoint, from the recipe kept in it."""
-    recipe = OmegaConf.create(commit.recipe)
-    assert isinstance(recipe, DictConfig)
-    for key in _HYDRA_KEYS:
-        recipe.pop(key, None)
-    return to_run_config(recipe)
+    return from_yaml(commit.recipe)

@@ -84,6 +84,16 @@ def to_yaml(run: RunConfig) -> str:
     return _SAVED_HEADER + OmegaConf.to_yaml(_plain(dataclasses.asdict(run)))
 
 
+def from_yaml(text: str) -> RunConfig:
+    """The run that `to_yaml` wrote. Raises RecipeError."""
+    raw = OmegaConf.create(text)
+    if not isinstance(raw, DictConfig):
+        raise RecipeError("a saved recipe must be a group of keys")
+    for key in ("defaults", "hydra"):
+        raw.pop(key, None)
+    return to_run_config(raw)
+
+
 def _is_plain(argument: str, groups: set[str]) -> bool:
     key = argument.split("=", 1)[0]
     return "=" not in argument or argument.startswith(("-", "+", "~")) or key in groups or key.startswith("hydra")

@@ -1,0 +1,177 @@
+"""The `triptych` command: all that goes around a run. A run itself is `launch/torchrun.sh --config-name RECIPE`."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from launch.checkout import check_checkout
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit 0 when it worked, 1 when what was looked at is not in order, 2 when the command cannot be done."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positionals in one go: key=value after an option are left over.
+    if rest and not (hasattr(options, "overrides") and all(_is_override(text) for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    # Reading checkpoints imports megatron-core, which warns of what is not installed and not used.
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+    command: Command = options.command
+    try:
+        check_checkout()
+        status = command(options)
+    except (ValueError, OSError) as fault:  # what users can cause and cure; anything else is ours and keeps its trace
+        print(f"triptych: {fault}", file=sys.stderr)
+        status = 2
+    raise SystemExit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="triptych", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    resume = commands.add_parser("resume", help="go on with a run, on this layout or another")
+    resume.add_argument("run", type=Path, help="run folder")
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel=tp2 stop_after_steps=100")
+    resume.add_argument("--allow", action="store_true", help="let overrides change what is learned or the data's order")
+    resume.add_argument("--processes", type=int, help="on this node; default: as many as wrote the checkpoint")
+    resume.add_argument("--print", action="store_true", help="show the recipe it would go on with, and stop")
+    resume.set_defaults(command=_resume)
+
+    _add_checkpoint(commands.add_parser("checkpoint", help="look at, check and convert checkpoints"))
+
+    index = commands.add_parser("index", help="index a folder of shards, once before training on it")
+    index.add_argument("source", type=Path, help="folder of *.tar; the index goes to SOURCE/index")
+    index.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
+    index.set_defaults(command=_index)
+
+    inspect = commands.add_parser("inspect", help="what a source of samples holds")
+    inspect.add_argument("source", type=Path, help="indexed folder of shards")
+    inspect.add_argument("--sample", type=int, help="show this sample as well")
+    inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample: show what a run of it is fed")
+    inspect.set_defaults(command=_inspect)
+
+    quickstart = commands.add_parser("quickstart", help="what `make quickstart` runs")
+    quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
+    quickstart.set_defaults(command=_quickstart)
+    return parser
+
+
+def _is_override(text: str) -> bool:
+    return "=" in text and not text.startswith("-")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, command, text in (
+        ("list", _list, "every checkpoint of a run, newest first"),
+        ("show", _show, "state and tensors of one checkpoint"),
+        ("verify", _verify, "read every byte and compare digests"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument(
+            "where", type=Path, help="run folder" + ("" if name == "list" else ", or a checkpoint in it")
+        )
+        action.set_defaults(command=command)
+
+    export = actions.add_parser("export", help="write a Hugging Face folder")
+    export.add_argument("where", type=Path, help="run folder, or a checkpoint in it")
+    export.add_argument("out", type=Path, help="folder to make")
+    export.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not where the recipe says")
+    export.set_defaults(command=_export)
+
+    importing = actions.add_parser("import", help="turn a Hugging Face folder into a checkpoint of weights")
+    importing.add_argument("folder", type=Path, help="Qwen2-VL folder with safetensors")
+    importing.add_argument("overrides", nargs="*", metavar="key=value", help="run_dir=RUN is where it goes")
+    importing.add_argument("--config-name", required=True, help="a recipe with this model")
+    importing.set_defaults(command=_import)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from launch.resume import plan_resume, start
+    from train.resolve import to_yaml
+
+    resume = plan_resume(options.run, options.overrides, allow=options.allow, processes=options.processes)
+    if not options.print:
+        start(resume)
+    print(to_yaml(resume.run), end="")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from launch.checkpoints import list_lines
+
+    lines = list_lines(options.where)
+    return _tell(lines or [f"{options.where} has no checkpoint"], bool(lines))
+
+
+def _show(options: argparse.Namespace) -> int:
+    from launch.checkpoints import show_lines
+
+    return _tell(show_lines(options.where))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from launch.checkpoints import verify_lines
+
+    good, lines = verify_lines(options.where)
+    return _tell(lines, good)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from launch.export import export
+
+    return _tell([f"wrote {export(options.where, options.out, tokenizer=options.tokenizer)}"])
+
+
+def _import(options: argparse.Namespace) -> int:
+    from launch.checkpoints import import_hf
+    from train.resolve import compose
+
+    return _tell([f"wrote {import_hf(options.folder, compose(options.config_name, options.overrides))}"])
+
+
+def _index(options: argparse.Namespace) -> int:
+    from data.index import build_index
+    from data.tokenizer import load_tokenizer
+
+    def progress(done: int, shards: int, samples: int) -> None:
+        print(f"\r{done} of {shards} shards, {samples} samples", end="\n" if done == shards else "", flush=True)
+
+    index = build_index(options.source, load_tokenizer(options.tokenizer), progress)
+    refused = index.meta["refused"]
+    return _tell([f"left out {len(refused)} sample(s): {refused[:3]}"] if refused else [])
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from launch.look import sample_lines, source_lines
+    from train.resolve import compose
+
+    _tell(source_lines(options.source))
+    if options.sample is not None:
+        data = compose(options.config_name).data if options.config_name else None
+        _tell(sample_lines(options.source, options.sample, data))
+    return 0
+
+
+def _quickstart(options: argparse.Namespace) -> int:
+    from launch.quickstart import main as quickstart
+
+    quickstart(options.overrides)
+    return 0
+
+
+def _tell(lines: Iterable[str], good: bool = True) -> int:
+    for line in lines:
+        print(line)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`triptych resume`: start a run again from its newest usable checkpoint, on this layout or another."""
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.checkout import ROOT
+from train.checkpoint import find_commit
+from train.commits import RECIPE, Commit
+from train.config import RunConfig
+from train.resolve import RECIPES, compose
+
+# What may change from one start to the next without another word: where and how fast a run goes, not what it learns.
+FREE = (
+    "run_dir",
+    "resume",
+    "stop_after_steps",
+    "parallel.",
+    "checkpoint.",
+    "log.",
+    "data.prefetch_steps",
+    "data.tokenizer",  # only its place: the index refuses another tokenizer
+    "data.video.timeout_seconds",
+    "data.video.cache_dir",
+    "data.video.cache_bytes",
+)
+
+
+class ResumeError(ValueError):
+    """The run cannot go on as asked."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Resume:
+    """How a run goes on."""
+
+    commit: Commit
+    run: RunConfig
+    arguments: list[str]
+    """Of launch/torchrun.sh."""
+    processes: int | None
+    """On this node; None leaves it to the launch script."""
+
+
+def plan_resume(
+    run_dir: Path, overrides: Sequence[str] = (), *, allow: bool = False, processes: int | None = None
+) -> Resume:
+    """Find the newest usable checkpoint and the arguments that go on from it.
+
+    Raises ResumeError (none is usable, or an override changes what is learned and `allow` is not given) or RecipeError.
+    """
+    run_dir = run_dir.resolve()
+    try:
+        commit = find_commit(run_dir, tell=lambda reason: print(f"passed over: {reason}", file=sys.stderr))
+    except ValueError as fault:
+        raise ResumeError(str(fault)) from fault
+    processes = processes or commit.state.get("world_size")
+    saved = compose(Path(RECIPE).stem, folder=commit.path)
+    given = [*_with_groups(overrides), "resume=true"]
+    if (ROOT / saved.run_dir).resolve() != run_dir:
+        given.append(f"run_dir={run_dir}")  # the folder was moved
+    run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=processes)
+    changed = list(changes(saved, run))
+    if changed and not allow:
+        raise ResumeError(
+            f"these overrides would make {run_dir.name} another run from step {commit.step} on:"
+            + "".join(f"\n  - {line}" for line in changed)
+            + "\nleave them out, start a new run with init.from_run, or add --allow if that is meant"
+        )
+    arguments = ["--config-path", str(commit.path), "--config-name", Path(RECIPE).stem, *given]
+    return Resume(commit=commit, run=run, arguments=arguments, processes=processes)
+
+
+def start(resume: Resume) -> None:
+    """Become the launch script. Does not return."""
+    script = ROOT / "launch" / "torchrun.sh"
+    environment = os.environ | {"PYTHON": sys.executable}
+    if resume.processes is not None and "NNODES" not in environment:
+        environment.setdefault("NPROC_PER_NODE", str(resume.processes))
+    print(
+        f"going on after step {resume.commit.step}: {shlex.join(['launch/torchrun.sh', *resume.arguments])}", flush=True
+    )
+    os.execve(script, [str(script), *resume.arguments], environment)
+
+
+def changes(saved: RunConfig, asked: RunConfig) -> Iterator[str]:
+    """One line for each value that differs and decides what is learned or in which order data comes."""
+    before, after = flatten(dataclasses.asdict(saved)), flatten(dataclasses.asdict(asked))
+    for key in sorted({*before, *after}):
+        was, now = before.get(key, "absent"), after.get(key, "absent")
+        if was != now and not key.startswith(FREE) and not _is_source_path(key):
+            yield f"{key}: {was} -> {now}"
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; items of lists by their place."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: leaf for name, item in items for key, leaf in flatten(item, name).items()}
+
+
+def _is_source_path(key: str) -> bool:
+    # Shards may move: the index they carry is compared with the checkpoint's.
+    return key.startswith("data.sources[") and key.endswith("].path")
+
+
+def _with_groups(overrides: Sequence[str]) -> list[str]:
+    """`parallel=tp2` picks a file of recipes/, over the saved recipe, which has no groups left."""
+    groups = {entry.name for entry in RECIPES.iterdir() if entry.is_dir()}
+    marked = [f"+{text}" if text.split("=", 1)[0] in groups else text for text in overrides]
+    return marked if marked == list(overrides) else [f"hydra.searchpath=[file://{RECIPES}]", *marked]
