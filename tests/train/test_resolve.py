@@ -40,7 +40,7 @@ REFUSED = {
     ),
     "empty pipeline stage": (["parallel.pipeline=2", "parallel.split=[0,4]"], ["at least 1 language layer"]),
     "sequence parallel alone": (["parallel.sequence_parallel=true"], ["parallel.tensor is 1"]),
-    "two lengths": (["stage.tokens=5"], ["stage.steps=600", "stage.tokens=5"]),
+    "two lengths": (["stage.tokens=5"], ["stage.steps=450", "stage.tokens=5"]),
     "no length": (["stage.steps=null"], ["stage.steps=None", "stage.tokens=None"]),
     "no steps": (["stage.steps=0"], ["stage.steps=0", "at least 1"]),
     "warm-up beyond the end": (["stage.warmup=1"], ["stage.warmup=1.0", "< 1"]),
