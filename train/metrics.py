@@ -75,7 +75,7 @@ class Metrics:
     def close(self) -> None:
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
