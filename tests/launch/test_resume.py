@@ -1,0 +1,117 @@
+"""What `triptych resume` starts, and which overrides it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.checkout import ROOT
+from launch.cli import main
+from launch.resume import ResumeError, plan_resume
+from model.canonical import Box
+from train.checkpoint import save_commit
+from train.config import RunConfig
+from train.resolve import RecipeError, compose, to_yaml
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run = replace(compose("quickstart_stage2"), run_dir=str(folder))
+    for step in (3, 7):
+        save(run, step)
+    return folder
+
+
+def save(run: RunConfig, step: int) -> Path:
+    weight = {"w": torch.zeros(2)}
+    boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
+    return save_commit(run.run_dir, step, weight, boxes, None, {"world_size": 2}, to_yaml(run), tp_rank=0, keep=9)
+
+
+def test_it_goes_on_from_the_newest_commit_on_as_many_processes(run_dir: Path) -> None:
+    resume = plan_resume(run_dir)
+    assert resume.commit.step == 7
+    assert resume.processes == 2
+    assert resume.run.resume is True
+    assert resume.arguments == ["--config-path", str(resume.commit.path), "--config-name", "recipe", "resume=true"]
+
+
+def test_a_broken_newest_commit_is_passed_over_and_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(replace(compose("quickstart_stage2"), run_dir=str(run_dir)), 9)
+    (path / "recipe.yaml").write_text("broken")
+    assert plan_resume(run_dir).commit.step == 7
+    assert path.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["stop_after_steps=20"],
+        ["log.every_steps=1", "checkpoint.keep=5"],
+        ["parallel.tensor=2"],
+        ["parallel=tp2"],
+        ["data.prefetch_steps=4", "data.video.cache_dir=null"],
+    ],
+)
+def test_where_and_how_fast_a_run_goes_may_change(run_dir: Path, overrides: list[str]) -> None:
+    assert plan_resume(run_dir, overrides).run.resume
+
+
+def test_a_group_of_the_recipes_replaces_the_saved_one(run_dir: Path) -> None:
+    run = plan_resume(run_dir, ["parallel=tp2_pp2"], processes=4).run
+    assert (run.parallel.tensor, run.parallel.pipeline, run.parallel.sequence_parallel) == (2, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=5", "seed: 0 -> 5"),
+        ("data.window=99", "data.window: 512 -> 99"),
+        ("data.rows_per_step=8", "data.rows_per_step: 4 -> 8"),
+        ("model.vision.depth=2", "model.vision.depth: 4 -> 2"),
+        ("stage.steps=9999", "stage.steps: 450 -> 9999"),
+        ("stage.learning_rates.vision=1.0", "stage.learning_rates.vision: 0.001 -> 1.0"),
+        ("optimizer.weight_decay=0.0", "optimizer.weight_decay: 0.05 -> 0.0"),
+        ("precision=bf16", "precision: fp32 -> bf16"),
+        ("model=tiny_text", "model.vision"),
+    ],
+)
+def test_what_is_learned_may_not_change_unnoticed(run_dir: Path, override: str, told: str) -> None:
+    extra = ["stage.trainable=[language]", "~stage.learning_rates.vision", "~stage.learning_rates.merger"]
+    overrides = [override, *(extra if override.startswith("model=") else [])]
+    with pytest.raises(ResumeError) as caught:
+        plan_resume(run_dir, overrides)
+    assert told in str(caught.value)
+    assert "--allow" in str(caught.value)
+    assert plan_resume(run_dir, overrides, allow=True).run.resume
+
+
+def test_an_override_that_cannot_be_run_is_refused_as_in_training(run_dir: Path) -> None:
+    with pytest.raises(RecipeError, match=r"parallel\.tensor=3"):
+        plan_resume(run_dir, ["parallel.tensor=3"], processes=3)
+
+
+def test_a_moved_run_goes_on_where_it_is_now(run_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(run_dir)
+    assert plan_resume(moved).run.run_dir == str(run_dir)
+    save(replace(compose("quickstart_stage2"), run_dir=str(tmp_path / "elsewhere")), 1)
+    (tmp_path / "elsewhere").rename(tmp_path / "here")
+    assert plan_resume(tmp_path / "here").run.run_dir == str((tmp_path / "here").resolve())
+
+
+def test_print_shows_the_recipe_and_starts_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["resume", str(run_dir), "--print", "log.every_steps=3"])
+    assert left.value.code == 0
+    assert "every_steps: 3" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["resume", str(tmp_path)])
+    assert left.value.code == 2
+    assert "no checkpoint that can be used" in capsys.readouterr().err
+    assert (ROOT / "launch" / "torchrun.sh").is_file()
