@@ -13,7 +13,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from model.attention import PackedAttention, Segments
 from parallel.config import ParallelConfig
 from parallel.world import joined_world
-from tests.harness.layouts import MODEL, compare, train_on_layout
+from tests.harness.compare import compare
+from tests.harness.layouts import MODEL, train_on_layout
 
 pytestmark = pytest.mark.gpu
 

@@ -17,6 +17,7 @@ from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
+from parallel.zero import ZeroOptimizer
 from tests.harness.rows import PATCH_DIM, random_step
 from train.batches import Announced, RowForm, announce
 from train.config import OptimizerConfig, StageConfig
@@ -66,8 +67,12 @@ class Record:
     gradients: list[list[Piece]]
     """One list a step."""
     weights: list[Piece]
-    optimizer_parameters: list[str]
-    """Canonical names of parameters with optimizer state on this rank."""
+    frozen_with_gradient: list[str]
+    """Canonical names of frozen tensors that had a gradient on this rank after some backward."""
+    state_elements: int
+    """Elements of Adam's first moments on this rank, as the optimizer holds them."""
+    trainable_elements: int
+    """Elements of this rank's trainable parameters, placeholders included."""
 
 
 class GivenBatches:
@@ -106,14 +111,27 @@ def train_on_layout(
         mend()
 
 
-def _train(
+@dataclass(kw_only=True)
+class Stage:
+    """A training stage on this rank, ready for `train_step`."""
+
+    built: BuiltModel
+    optimizer: ZeroOptimizer
+    parts: StepParts
+    groups: Groups
+    num_steps: int
+
+
+def start(
     parallel: ParallelConfig,
     stage: str,
-    model: ModelConfig,
-    steps: list[list[Any]] | None,
     groups: Groups,
-    precision: str,
-) -> Record:
+    *,
+    model: ModelConfig = MODEL,
+    steps: list[list[Any]] | None = None,
+    precision: str = "fp32",
+) -> Stage:
+    """Build one training stage over given rows (default: 5 uneven steps) with every weight filled by its name."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     built = build_model(model, parallel, groups, dtype, STAGES[stage])
     for name, parameter in built.module.named_parameters():
@@ -145,31 +163,60 @@ def _train(
         groups=groups,
         stage=run.stage,
     )
-    record = Record(losses=[], norms=[], gradients=[], weights=[], optimizer_parameters=[])
+    return Stage(built=built, optimizer=optimizer, parts=parts, groups=groups, num_steps=len(steps))
+
+
+def _train(
+    parallel: ParallelConfig,
+    stage: str,
+    model: ModelConfig,
+    steps: list[list[Any]] | None,
+    groups: Groups,
+    precision: str,
+) -> Record:
+    made = start(parallel, stage, groups, model=model, steps=steps, precision=precision)
+    built, optimizer = made.built, made.optimizer
+    frozen_with_gradient: set[str] = set()
+    record = Record(
+        losses=[],
+        norms=[],
+        gradients=[],
+        weights=[],
+        frozen_with_gradient=[],
+        state_elements=sum(state["exp_avg"].numel() for state in optimizer._adamw.state.values()),
+        trainable_elements=sum(p.numel() for p in built.module.parameters() if p.requires_grad),
+    )
     update = optimizer.step
 
     def capture_then_update() -> float:
         record.gradients.append(_pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
+        for name, parameter in built.module.named_parameters():
+            if name in built.boxes and not parameter.requires_grad and parameter.grad is not None:
+                frozen_with_gradient.add(built.boxes[name].name)
         return update()
 
     optimizer.step = capture_then_update  # type: ignore[method-assign]
     state = TrainState()
-    for _ in steps:
-        report = train_step(parts, state)
+    for _ in range(made.num_steps):
+        report = train_step(made.parts, state)
         record.losses.append(report.loss)
         record.norms.append(report.grad_norm)
     record.weights = _pieces(built, groups, lambda p: p.detach())
-    record.optimizer_parameters = sorted({built.boxes[f.param_name].name for f in optimizer.fragments()})
+    record.frozen_with_gradient = sorted(frozen_with_gradient)
     optimizer.close()
     return record
 
 
+def first_weight(name: str, shape: tuple[int, ...], std: float = 0.05) -> torch.Tensor:
+    """The whole canonical tensor that `start` fills in: random everywhere, norms around 1 and biases too, because
+    zeros and ones would hide swapped tensors."""
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")
+    whole = torch.empty(shape).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
+    return whole + 1.0 if "norm" in name and name.endswith("weight") else whole
+
+
 def _fill(parameter: torch.nn.Parameter, box: Any, std: float) -> None:
-    """Random everywhere, norms around 1 and biases too: zeros and ones would hide swapped tensors."""
-    seed = int.from_bytes(hashlib.blake2b(box.name.encode(), digest_size=4).digest(), "little")
-    whole = torch.empty(box.global_shape).normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
-    if "norm" in box.name and box.name.endswith("weight"):
-        whole += 1.0
+    whole = first_weight(box.name, box.global_shape, std)
     for dim, (start, length) in enumerate(zip(box.offset, box.shape, strict=True)):
         whole = whole.narrow(dim, start, length)
     with torch.no_grad():
@@ -180,13 +227,14 @@ def _fill(parameter: torch.nn.Parameter, box: Any, std: float) -> None:
 def _pieces(
     built: BuiltModel, groups: Groups, value: Callable[[torch.nn.Parameter], Any], trainable_only: bool = False
 ) -> list[Piece]:
+    """This rank's boxes. Weights come from every copy; of gradients the reduced ones from one data rank suffice."""
     found = []
     for name, parameter in built.module.named_parameters():
         if name not in built.boxes or (trainable_only and not parameter.requires_grad):
             continue
         tensor = value(parameter)  # a collective over the data axis for gradients: before any rank turns away
         box = built.boxes[name]
-        if groups.dp_rank == 0 and box.owner:
+        if not trainable_only or (groups.dp_rank == 0 and box.owner):
             found.append(
                 Piece(
                     name=box.name,
@@ -196,66 +244,3 @@ def _pieces(
                 )
             )
     return found
-
-
-def assemble(per_rank: list[list[Piece]]) -> dict[str, np.ndarray]:
-    """Whole tensors from every rank's boxes; a place that no rank holds stays nan."""
-    whole: dict[str, np.ndarray] = {}
-    for pieces in per_rank:
-        for piece in pieces:
-            target = whole.setdefault(piece.name, np.full(piece.shape, np.nan, dtype=np.float32))
-            places = tuple(
-                slice(start, start + size) for start, size in zip(piece.offset, piece.values.shape, strict=True)
-            )
-            target[places] = piece.values
-    return whole
-
-
-@dataclass(kw_only=True)
-class Difference:
-    """Largest relative differences between two runs, each a share of the reference."""
-
-    loss: float
-    norm: float
-    gradient: float
-    weight: float
-    worst: str
-
-    @property
-    def largest(self) -> float:
-        return max(self.loss, self.norm, self.gradient, self.weight)
-
-
-def compare(reference: list[Record], other: list[Record]) -> Difference:
-    """Compare two layouts: loss, norm and every tensor's gradient at each step, and every weight tensor at the end."""
-    worst = (0.0, "nothing")
-    loss = _largest_relative(reference[0].losses, other[0].losses)
-    norm = _largest_relative(reference[0].norms, other[0].norms)
-    gradient = 0.0
-    for step in range(len(reference[0].gradients)):
-        expected = assemble([record.gradients[step] for record in reference])
-        measured = assemble([record.gradients[step] for record in other])
-        total = float(np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in expected.values())))
-        for name, value in _tensor_errors(expected, measured, floor=1e-6 * total).items():
-            gradient = max(gradient, value)
-            worst = max(worst, (value, f"gradient of {name} at step {step + 1}"))
-    weight = 0.0
-    errors = _tensor_errors(assemble([r.weights for r in reference]), assemble([r.weights for r in other]), floor=0.0)
-    for name, value in errors.items():
-        weight = max(weight, value)
-        worst = max(worst, (value, f"weight {name}"))
-    return Difference(loss=loss, norm=norm, gradient=gradient, weight=weight, worst=worst[1])
-
-
-def _largest_relative(expected: list[float], measured: list[float]) -> float:
-    return max(abs(a - b) / abs(a) for a, b in zip(expected, measured, strict=True))
-
-
-def _tensor_errors(expected: dict[str, np.ndarray], measured: dict[str, np.ndarray], floor: float) -> dict[str, float]:
-    assert expected.keys() == measured.keys(), f"tensors differ: {sorted(expected.keys() ^ measured.keys())}"
-    errors = {}
-    for name, reference in expected.items():
-        scale = max(float(np.linalg.norm(reference)), floor)
-        error = float(np.linalg.norm(measured[name] - reference)) / scale
-        errors[name] = float("inf") if np.isnan(error) else error
-    return errors

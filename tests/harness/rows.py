@@ -2,9 +2,11 @@
 
 import numpy as np
 
+import data.loader
 from data.config import IGNORE
+from data.plan import RowPlan
 from data.positions import mrope_positions
-from data.types import PackedRow
+from data.types import EncodedSample, PackedRow
 
 PATCH_DIM = 1176
 GRIDS = ((1, 4, 6), (1, 2, 4), (3, 4, 2), (1, 6, 2), (4, 2, 2))
@@ -49,19 +51,21 @@ def random_sample(
 
 
 def pack(samples: list[dict[str, np.ndarray]]) -> PackedRow:
-    """Lay samples end to end, as data.loader does."""
-    starts = np.cumsum([0] + [len(sample["tokens"]) for sample in samples])
-    return PackedRow(
-        tokens=np.concatenate([s["tokens"] for s in samples]),
-        targets=np.concatenate([s["targets"] for s in samples]),
-        positions=np.concatenate([s["positions"] for s in samples], axis=1),
-        segment_lengths=np.diff(starts).astype(np.int64),
-        grids=np.concatenate([s["grids"] for s in samples]),
-        visual_index=np.concatenate([s["visual_index"] + start for s, start in zip(samples, starts, strict=False)]),
-        patches=np.concatenate([s["patches"] for s in samples]),
-        sample_ids=np.arange(len(samples)),
-        source_ids=np.zeros(len(samples), dtype=np.int64),
+    """Lay samples end to end by the loader's own function."""
+    patches = np.concatenate([sample["patches"] for sample in samples])
+    row = RowPlan(
+        samples=tuple((0, number) for number in range(len(samples))),
+        num_tokens=sum(len(sample["tokens"]) for sample in samples),
+        num_patches=len(patches),
+        cost=0,
     )
+    fields = ("tokens", "targets", "positions", "grids", "visual_index")
+    encoded = [
+        EncodedSample(**{name: sample[name] for name in fields}, media=tuple(range(len(sample["grids"]))))
+        for sample in samples
+    ]
+    # Looked up at the call: a planted defect replaces it.
+    return data.loader.pack_row(row, encoded, patches)
 
 
 def random_step(seed: int, num_rows: int, vocab_size: int) -> list[PackedRow]:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as mp
@@ -42,7 +43,7 @@ class World:
             pipe.send_bytes(pickle.dumps((task, kwargs)))
         deadline = time.monotonic() + timeout
         results: list[Any] = [None] * self.size
-        faults = []
+        faults: list[str] = []
         for rank, pipe in enumerate(self._pipes):
             # Once one rank has failed the others may wait for it for ever: a short grace, then their stacks.
             grace = 5.0 if faults else max(0.0, deadline - time.monotonic())
@@ -74,8 +75,7 @@ class World:
             process.kill()
             process.join()
         for rank in range(self.size):
-            if os.path.exists(f"{self._stacks}-{rank}"):
-                os.unlink(f"{self._stacks}-{rank}")
+            Path(f"{self._stacks}-{rank}").unlink(missing_ok=True)
 
 
 def _free_port() -> int:
