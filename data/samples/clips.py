@@ -13,20 +13,21 @@ import numpy as np
 
 FRAMES_PER_SECOND = 5
 NUM_FRAMES = 10  # 2 s: at 2 frames/s the reader takes frames 0, 3, 6, 9
-FRAMES_PER_CELL = 3
+STEP = 7  # pixels between two frames that the reader takes: half a patch, so that one patch sees edges move
+FRAMES_PER_STEP = 3
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns)
 
 
-def move_card(scene: np.ndarray, card: np.ndarray, cell: tuple[int, int], direction: str) -> np.ndarray:
-    """Frames uint8 (NUM_FRAMES, height, width, 3); `cell` is the (row, column) where the card starts."""
+def move_card(scene: np.ndarray, card: np.ndarray, start: tuple[int, int], direction: str) -> np.ndarray:
+    """Frames uint8 (NUM_FRAMES, height, width, 3); `start` is the (row, column) of the card, in steps."""
     size = card.shape[0]
     height, width, _ = scene.shape
     rows, columns = DIRECTIONS[direction]
     frames = np.repeat(scene[None], NUM_FRAMES, axis=0)
     for number, frame in enumerate(frames):
-        shift = number * size / FRAMES_PER_CELL
-        y = round(cell[0] * size + rows * shift) + np.arange(size)
-        x = round(cell[1] * size + columns * shift) + np.arange(size)
+        shift = number * STEP / FRAMES_PER_STEP
+        y = round(start[0] * STEP + rows * shift) + np.arange(size)
+        x = round(start[1] * STEP + columns * shift) + np.arange(size)
         frame[np.ix_(y % height, x % width)] = card
     return frames
 

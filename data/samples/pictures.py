@@ -13,6 +13,7 @@ from data.samples.items import Media
 from data.samples.scenes import Scene
 
 Cell = tuple[int, int]  # (row, column)
+FRAME = 2  # pixels; a card keeps more paper than that free around its ink
 
 
 def choose_cells(rng: np.random.Generator, rows: int, columns: int, number: int) -> list[Cell]:
@@ -22,10 +23,20 @@ def choose_cells(rng: np.random.Generator, rows: int, columns: int, number: int)
 
 
 def paste(scene: Scene, cards: Sequence[Card], cells: Sequence[Cell]) -> np.ndarray:
-    """The scene with cards on it; uint8 (height, width, 3)."""
+    """The framed scene with cards on it; uint8 (height, width, 3)."""
     canvas = scene.pixels.copy()
     for card, (row, column) in zip(cards, cells, strict=True):
         canvas[row * CARD : (row + 1) * CARD, column * CARD : (column + 1) * CARD] = card.pixels
+    return framed(canvas)
+
+
+def framed(canvas: np.ndarray) -> np.ndarray:
+    """The canvas, or clip of them, with a thin dark line along its edges, changed in place.
+
+    Rotary positions are relative: without an edge to look at, no patch could tell its place in the picture.
+    """
+    canvas[..., :FRAME, :, :] = canvas[..., -FRAME:, :, :] = 0
+    canvas[..., :FRAME, :] = canvas[..., -FRAME:, :] = 0
     return canvas
 
 

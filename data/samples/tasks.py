@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.samples import phrases
-from data.samples.clips import DIRECTIONS, encode_h264, move_card
+from data.samples.clips import DIRECTIONS, STEP, encode_h264, move_card
 from data.samples.digits import CARD, Card, draw_card
 from data.samples.items import Item, Media
-from data.samples.pictures import choose_cells, paste, resize, store_picture, uneven_size
+from data.samples.pictures import choose_cells, framed, paste, resize, store_picture, uneven_size
 from data.samples.scenes import SCENES, Scene, any_scene, draw_scene
 from data.samples.splits import Split, is_heldout
 from data.samples.words import choose_string, render
@@ -95,7 +95,7 @@ def interleaved(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
 
 def grounding(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     """Cards on a wide photograph; the box of one is asked for."""
-    rows, columns = _grid(rng, ((4, 4), (4, 5), (5, 4)))
+    rows, columns = _grid(rng, ((4, 4), (4, 4), (4, 4), (4, 5), (5, 4)))
     scene = any_scene(rng, split, columns * CARD, rows * CARD)
     shown = [draw_card(rng, split, int(digit)) for digit in rng.permutation(10)[:2]]
     cells = choose_cells(rng, rows, columns, len(shown))
@@ -115,7 +115,8 @@ def clips(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     scene = any_scene(rng, split, columns * CARD, rows * CARD)
     card = draw_card(rng, split, int(rng.integers(10)))
     direction = tuple(DIRECTIONS)[int(rng.integers(4))]
-    frames = move_card(scene.pixels, card.pixels, choose_cells(rng, rows, columns, 1)[0], direction)
+    y, x = int(rng.integers(rows * CARD // STEP)), int(rng.integers(columns * CARD // STEP))
+    frames = framed(move_card(scene.pixels, card.pixels, (y, x), direction))
     size = uneven_size(rng, columns * CARD, rows * CARD, even=True)
     content = encode_h264(np.stack([resize(frame, size) for frame in frames]))
     media = Media(kind="video", suffix="mp4", content=content)

@@ -24,7 +24,7 @@ DESCRIPTIONS = (
     "breast_cancer", "california_housing", "covtype", "diabetes", "digits", "iris", "kddcup99", "lfw", "linnerud",
     "olivetti_faces", "rcv1", "species_distributions", "twenty_newsgroups", "wine_data",
 )  # fmt: skip
-CHUNK_WORDS = 24
+CHUNK_WORDS = 14
 
 SMALL_TALK = (
     ("Hello!", "Hello."), ("Who are you?", "A helpful assistant."), ("Thank you.", "You are welcome."),
@@ -114,7 +114,7 @@ STAND_INS = (_one_picture, _word, _pair, _owners, _place, _motion)
 
 def plain_text(rng: np.random.Generator, split: Split, *, chat: bool = False) -> Item:
     """A pretraining document without pictures: prose or a stand-in."""
-    if rng.random() < 0.1:
+    if rng.random() < 0.04:
         return Item(opening=(), turns=(("", prose(rng, split)),))
     return STAND_INS[int(rng.integers(len(STAND_INS)))](rng, split, chat=False)
 

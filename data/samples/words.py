@@ -82,16 +82,16 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def render(rng: np.random.Generator, split: Split, string: str, cell: int) -> Rendered:
-    """`string` in dark ink on light paper, `cell` pixels high and a multiple of `cell` wide."""
+    """`string` in wide-spaced dark ink on light paper, `cell` pixels high and for each letter."""
     name = FONTS[int(rng.integers(len(FONTS)))]
     size = SIZES[split][int(rng.integers(len(SIZES[split])))]
     font = _font(name, size)
-    left, top, right, bottom = font.getbbox(string)
-    width = -(-int(right - left + 4) // cell) * cell
+    width = cell * len(string)
     paper = tuple(int(v) for v in rng.integers(215, 256, size=3))
     ink = tuple(int(v) for v in rng.integers(0, 70, size=3))
     image = Image.new("RGB", (width, cell), paper)
-    x = 2 + rng.uniform(0, 4) - left
-    y = (cell - (bottom - top)) / 2 - top + rng.uniform(-1, 1)
-    ImageDraw.Draw(image).text((x, y), string, font=font, fill=ink)
+    moved = rng.uniform(-1.5, 1.5, size=2)
+    for place, letter in enumerate(string):
+        middle = (cell * (place + 0.5) + moved[0], cell / 2 + moved[1])
+        ImageDraw.Draw(image).text(middle, letter, font=font, fill=ink, anchor="mm")
     return Rendered(string=string, font=name, size=size, pixels=np.asarray(image))

@@ -177,7 +177,7 @@ def test_one_frame_says_nothing_about_direction() -> None:
     blank = np.zeros((84, 112, 3), np.uint8)
     seen = {}
     for direction in DIRECTIONS:
-        moved = [move_card(blank, card, cell, direction) for cell in product(range(3), range(4))]
+        moved = [move_card(blank, card, cell, direction) for cell in product(range(12), range(16))]
         # The whole set of equally likely frames, for each moment.
         seen[direction] = [sorted(frames[moment].tobytes() for frames in moved) for moment in range(0, NUM_FRAMES, 3)]
     assert all(seen[direction] == seen["left"] for direction in DIRECTIONS)
@@ -222,4 +222,3 @@ def test_tokenizer_is_a_hugging_face_folder(folder: Path) -> None:
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
         f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{shown}<|im_start|>assistant\n"
     )
-    assert "Picture 1: <|vision_start|>" in tokenizer.apply_chat_template(chat, tokenize=False, add_vision_id=True)
