@@ -1,0 +1,105 @@
+"""The launch scripts as a shell runs them, with a stand-in for python where processes would start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.checkout import ROOT
+
+RECORDER = """#!/usr/bin/env bash
+if [[ $2 == launch.preflight ]]; then exec {python} "$@"; fi
+printf '%s\\n' "$@" > "$RECORD"
+env | grep -E '^(OMP_NUM_THREADS|CUDA_DEVICE_MAX_CONNECTIONS|HYDRA_FULL_ERROR)=' >> "$RECORD"
+"""
+
+
+def run(tmp_path: Path, script: str, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess, str]:
+    """Run a script of launch/ from another folder; returns it and what python was asked to start."""
+    python = tmp_path / "python"
+    python.write_text(RECORDER.format(python=sys.executable))
+    python.chmod(0o755)
+    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    given = keep | {"PYTHON": str(python), "RECORD": str(tmp_path / "record"), "CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run(
+        [str(ROOT / "launch" / script), *arguments], env=given, cwd=tmp_path, capture_output=True, text=True
+    )
+    record = tmp_path / "record"
+    return done, record.read_text() if record.exists() else ""
+
+
+def test_a_bad_recipe_is_told_once_and_nothing_starts(tmp_path: Path) -> None:
+    done, started = run(
+        tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", "stage.stepz=1", NPROC_PER_NODE="2"
+    )
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("stage.stepz is not a key") == 1
+    assert started == ""
+
+
+def test_processes_that_the_axes_do_not_divide_are_refused(tmp_path: Path) -> None:
+    done, started = run(
+        tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", "parallel=tp2", NPROC_PER_NODE="3"
+    )
+    assert done.returncode == 2
+    assert "start a multiple of 2 processes" in done.stderr
+    assert started == ""
+
+
+def test_one_node_starts_its_processes(tmp_path: Path) -> None:
+    done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", "seed=3", NPROC_PER_NODE="2")
+    assert done.returncode == 0, done.stderr
+    words = started.splitlines()
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    assert {"--nnodes=1", "--nproc-per-node=2", "--standalone", "--max-restarts=0"} <= set(words)
+    at = words.index("train")
+    assert words[at - 1 : at + 4] == ["-m", "train", "--config-name", "quickstart_stage1", "seed=3"]
+    assert {"OMP_NUM_THREADS=1", "CUDA_DEVICE_MAX_CONNECTIONS=1", "HYDRA_FULL_ERROR=1"} <= set(words)
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [("", 1), ("0", 1), ("0,1,3", 3)])
+def test_there_is_one_process_a_visible_gpu(tmp_path: Path, gpus: str, processes: int) -> None:
+    _, started = run(
+        tmp_path,
+        "torchrun.sh",
+        "--config-name",
+        "quickstart_stage1",
+        "data.rows_per_step=3",
+        CUDA_VISIBLE_DEVICES=gpus,
+    )
+    assert f"--nproc-per-node={processes}" in started.splitlines()
+
+
+def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
+    arguments = ["--config-name", "qwen2vl_7b_stage2"]
+    nodes = {"NNODES": "8", "NPROC_PER_NODE": "8"}
+    done, started = run(tmp_path, "torchrun.sh", *arguments, **nodes)
+    assert done.returncode != 0 and "MASTER_ADDR" in done.stderr and started == ""
+    done, started = run(tmp_path, "torchrun.sh", *arguments, MASTER_ADDR="node0", MASTER_PORT="1234", **nodes)
+    assert done.returncode == 0, done.stderr
+    assert {"--nnodes=8", "--rdzv-backend=c10d", "--rdzv-endpoint=node0:1234"} <= set(started.splitlines())
+    assert "--standalone" not in started
+
+
+def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path) -> None:
+    for name, text in {
+        "srun": '#!/usr/bin/env bash\nshift\nexec "$@"\n',
+        "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "12345"}
+    done, started = run(
+        tmp_path,
+        "train.sbatch",
+        "--config-name",
+        "qwen2vl_2b_stage1",
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        SLURM_SUBMIT_DIR=str(ROOT),
+        **slurm,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=node7:22345", "--rdzv-id=12345"}
+    assert expected <= set(started.splitlines())
