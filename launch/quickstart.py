@@ -163,6 +163,7 @@ def clean(out: Path) -> None:
 
 def prepare_data(folder: Path) -> None:
     """Sample data and an index beside every source; both are reused when they still fit. Raises QuickstartError."""
+    print(f"sample data: making or checking {folder} (under a minute)", flush=True)
     command = [sys.executable, "-m", "data.samples", "--out", str(folder)]
     run_logged(command, folder.parent / "data.log", "making the sample data", show="")
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -172,8 +173,9 @@ def prepare_data(folder: Path) -> None:
         try:
             open_index(source).check(tokenizer)
         except ValueError:
-            build_index(source, tokenizer)
+            index = build_index(source, tokenizer)
             built += 1
+            print(f"sample data: indexed {source.relative_to(folder)}, {len(index)} samples", flush=True)
     print(f"sample data: {len(sources)} sources, {built} indexed now", flush=True)
 
 
