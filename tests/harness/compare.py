@@ -53,12 +53,12 @@ def compare(reference: list[Record], other: list[Record]) -> Difference:
         expected = assemble([record.gradients[step] for record in reference])
         measured = assemble([record.gradients[step] for record in other], expected)
         total = float(np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in expected.values())))
-        for name, value in _tensor_errors(expected, measured, floor=1e-6 * total).items():
+        for name, value in tensor_errors(expected, measured, floor=1e-6 * total).items():
             gradient = max(gradient, value)
             worst = max(worst, (value, f"gradient of {name} at step {step + 1}"))
     weight = 0.0
     expected = assemble([record.weights for record in reference])
-    errors = _tensor_errors(expected, assemble([record.weights for record in other], expected), floor=0.0)
+    errors = tensor_errors(expected, assemble([record.weights for record in other], expected), floor=0.0)
     for name, value in errors.items():
         weight = max(weight, value)
         worst = max(worst, (value, f"weight {name}"))
@@ -69,7 +69,7 @@ def _largest_relative(expected: list[float], measured: list[float]) -> float:
     return max(abs(a - b) / abs(a) for a, b in zip(expected, measured, strict=True))
 
 
-def _tensor_errors(expected: dict[str, np.ndarray], measured: dict[str, np.ndarray], floor: float) -> dict[str, float]:
+def tensor_errors(expected: dict[str, np.ndarray], measured: dict[str, np.ndarray], floor: float) -> dict[str, float]:
     assert expected.keys() == measured.keys(), f"tensors differ: {sorted(expected.keys() ^ measured.keys())}"
     errors = {}
     for name, reference in expected.items():

@@ -96,19 +96,12 @@ def train_on_layout(
     *,
     model: ModelConfig = MODEL,
     steps: list[list[Any]] | None = None,
-    plant: Callable[[], Callable[[], None]] | None = None,
     precision: str = "fp32",
+    std: float = 0.05,
 ) -> Record:
-    """Train a few steps on this rank of the current world; run it on every rank.
-
-    `plant` breaks something in this process and returns how to mend it again.
-    """
-    mend = plant() if plant is not None else lambda: None
-    try:
-        with model_parallel(parallel, pick_device(), seed=0) as groups:
-            return _train(parallel, stage, model, steps, groups, precision)
-    finally:
-        mend()
+    """Train a few steps on this rank of the current world; run it on every rank."""
+    with model_parallel(parallel, pick_device(), seed=0) as groups:
+        return _train(start(parallel, stage, groups, model=model, steps=steps, precision=precision, std=std))
 
 
 @dataclass(kw_only=True)
@@ -130,12 +123,13 @@ def start(
     model: ModelConfig = MODEL,
     steps: list[list[Any]] | None = None,
     precision: str = "fp32",
+    std: float = 0.05,
 ) -> Stage:
     """Build one training stage over given rows (default: 5 uneven steps) with every weight filled by its name."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     built = build_model(model, parallel, groups, dtype, STAGES[stage])
     for name, parameter in built.module.named_parameters():
-        _fill(parameter, built.boxes[name], std=0.05)
+        _fill(parameter, built.boxes[name], std)
     run = SimpleNamespace(
         stage=StageConfig(
             name=stage,
@@ -166,15 +160,8 @@ def start(
     return Stage(built=built, optimizer=optimizer, parts=parts, groups=groups, num_steps=len(steps))
 
 
-def _train(
-    parallel: ParallelConfig,
-    stage: str,
-    model: ModelConfig,
-    steps: list[list[Any]] | None,
-    groups: Groups,
-    precision: str,
-) -> Record:
-    made = start(parallel, stage, groups, model=model, steps=steps, precision=precision)
+def _train(made: Stage) -> Record:
+    groups = made.groups
     built, optimizer = made.built, made.optimizer
     frozen_with_gradient: set[str] = set()
     record = Record(

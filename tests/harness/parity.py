@@ -13,13 +13,13 @@ from model.build import BuiltModel, build_model
 from model.config import ModelConfig
 from model.hf_config import hf_config
 from model.hf_folder import load_hf_into
-from model.hf_weights import from_hf, hf_pieces, published_name
+from model.hf_weights import canonical_shape, from_hf, hf_pieces, published_name, to_hf
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.schedule import Schedule
-from parallel.world import distributed
-from tests.harness.layouts import MODEL, STAGES
-from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample
+from parallel.world import model_parallel, pick_device
+from tests.harness.layouts import MODEL, NUM_ROWS, STAGES, Record, first_weight, train_on_layout
+from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample, random_step, random_step_samples
 from train.batches import RowForm, announce
 
 IDS = {
@@ -58,11 +58,11 @@ class ParityError:
 
 
 def measure_parity(tied: bool, cases: list[str] | None = None) -> dict[str, ParityError]:
-    """Every case in one process, fp32. Error of a gradient: by norm, relative to the larger of its own norm and 1e-6 of
-    the whole gradient's."""
+    """Every case in fp32, in a joined world of one process. Error of a gradient: by norm, relative to the larger of its
+    own norm and 1e-6 of the whole gradient's."""
     model = replace(MODEL, language=replace(MODEL.language, tie_embeddings=tied))
     reference = random_transformers_model(model)
-    with tempfile.TemporaryDirectory() as folder, distributed(ParallelConfig(), seed=0) as groups:
+    with tempfile.TemporaryDirectory() as folder, model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         reference.save_pretrained(folder)
         built = build_model(model, ParallelConfig(), groups, torch.float32, STAGES["stage2"])
         load_hf_into(dict(built.module.named_parameters()), built.boxes, Path(folder), model)
@@ -82,6 +82,32 @@ def random_transformers_model(model: ModelConfig) -> Any:
             if "norm" in name and name.endswith("weight"):
                 parameter.mul_(5.0).add_(1.0)
     return reference
+
+
+def measure_step(parallel: ParallelConfig, tied: bool) -> list[Record]:
+    """This rank's record of one whole step of uneven rows through `train_step`; compare it with `expected_step`."""
+    steps = [random_step(100, NUM_ROWS, MODEL.language.vocab_size)]
+    model = replace(MODEL, language=replace(MODEL.language, tie_embeddings=tied))
+    return [train_on_layout(parallel, "stage2", model=model, steps=steps, std=0.02)]
+
+
+def expected_step(tied: bool) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradient of the same step in transformers, row by row, over the supervised tokens of all rows."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    model = replace(MODEL, language=replace(MODEL.language, tie_embeddings=tied))
+    reference = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(hf_config(model, IDS, torch.float32))).eval()
+    published = {
+        name: tensor
+        for canonical, pieces in hf_pieces(model).items()
+        for name, tensor in to_hf(pieces, first_weight(canonical, canonical_shape(pieces), 0.02)).items()
+    }
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter.copy_(published[published_name(name)])
+    samples = random_step_samples(100, NUM_ROWS, model.language.vocab_size)
+    loss, _, gradients = _run_transformers(reference, model, [sample for row in samples for sample in row])
+    return loss, {name: gradient.numpy() for name, gradient in gradients.items()}
 
 
 def _case(reference: Any, built: BuiltModel, groups: Groups, grids: list[Any], seed: int) -> ParityError:

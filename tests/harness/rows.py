@@ -70,6 +70,11 @@ def pack(samples: list[dict[str, np.ndarray]]) -> PackedRow:
 
 def random_step(seed: int, num_rows: int, vocab_size: int) -> list[PackedRow]:
     """The rows of one step; the last row has no picture, the first holds one, several, a clip and none."""
+    return [pack(samples) for samples in random_step_samples(seed, num_rows, vocab_size)]
+
+
+def random_step_samples(seed: int, num_rows: int, vocab_size: int) -> list[list[dict[str, np.ndarray]]]:
+    """The samples of each row of `random_step`."""
     generator = np.random.default_rng(seed)
     rows = []
     for number in range(num_rows):
@@ -80,5 +85,5 @@ def random_step(seed: int, num_rows: int, vocab_size: int) -> list[PackedRow]:
         else:
             picks = generator.integers(0, len(GRIDS), size=int(generator.integers(1, 3)))
             choices = [[GRIDS[pick] for pick in picks], []]
-        rows.append(pack([random_sample(generator, vocab_size, grids) for grids in choices]))
+        rows.append([random_sample(generator, vocab_size, grids) for grids in choices])
     return rows

@@ -1,6 +1,5 @@
 """What a real step does beside computing: messages it sends, lengths that reach the layers, memory the tower keeps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,36 +70,32 @@ class _Messages(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def watch_step(parallel: ParallelConfig, stage: str, plant: Callable[[], Callable[[], None]] | None = None) -> Watched:
+def watch_step(parallel: ParallelConfig, stage: str) -> Watched:
     """One train step with every message counted; run it on every rank."""
-    mend = plant() if plant is not None else lambda: None
-    try:
-        with model_parallel(parallel, pick_device(), seed=0) as groups:
-            given = random_step(100, NUM_ROWS, MODEL.language.vocab_size)
-            made = start(parallel, stage, groups, steps=[given])
-            mine = given[groups.dp_rank :: groups.dp_size]
-            lengths: list[Lengths] = []
-            rows: list[Row] = []
-            made.built.module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+    with model_parallel(parallel, pick_device(), seed=0) as groups:
+        given = random_step(100, NUM_ROWS, MODEL.language.vocab_size)
+        made = start(parallel, stage, groups, steps=[given])
+        mine = given[groups.dp_rank :: groups.dp_size]
+        lengths: list[Lengths] = []
+        rows: list[Row] = []
+        made.built.module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
 
-            def note_hidden(_: torch.nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
-                hidden = inputs[0] if inputs else keywords["hidden_states"]
-                lengths.append(
-                    Lengths(
-                        samples=len(mine[len(rows) - 1].tokens),
-                        row=rows[-1].tokens.shape[1],
-                        hidden=hidden.shape[0],
-                    )
+        def note_hidden(_: torch.nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+            hidden = inputs[0] if inputs else keywords["hidden_states"]
+            lengths.append(
+                Lengths(
+                    samples=len(mine[len(rows) - 1].tokens),
+                    row=rows[-1].tokens.shape[1],
+                    hidden=hidden.shape[0],
                 )
+            )
 
-            layer = made.built.module.language.decoder.layers[0]
-            layer.register_forward_pre_hook(note_hidden, with_kwargs=True)
-            with _Messages() as messages:
-                train_step(made.parts, TrainState())
-            made.optimizer.close()
-            return Watched(messages=messages.seen, lengths=lengths, microbatches=len(rows))
-    finally:
-        mend()
+        layer = made.built.module.language.decoder.layers[0]
+        layer.register_forward_pre_hook(note_hidden, with_kwargs=True)
+        with _Messages() as messages:
+            train_step(made.parts, TrainState())
+        made.optimizer.close()
+        return Watched(messages=messages.seen, lengths=lengths, microbatches=len(rows))
 
 
 class _Storages(TorchDispatchMode):
@@ -119,30 +114,26 @@ class _Storages(TorchDispatchMode):
         return result
 
 
-def bytes_kept_by_tower(stage: str, plant: Callable[[], Callable[[], None]] | None = None) -> int:
+def bytes_kept_by_tower(stage: str) -> int:
     """Bytes that the vision tower's forward leaves allocated beside its output, in one process, in a real step."""
-    mend = plant() if plant is not None else lambda: None
-    try:
-        with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
-            made = start(ParallelConfig(), stage, groups)
-            tower = made.built.module.vision
-            assert tower is not None
-            kept: list[int] = []
-            forward = tower.forward
+    with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
+        made = start(ParallelConfig(), stage, groups)
+        tower = made.built.module.vision
+        assert tower is not None
+        kept: list[int] = []
+        forward = tower.forward
 
-            def measured(*args: Any) -> torch.Tensor:
-                with _Storages() as storages:
-                    output = forward(*args)
-                held = {key: size for key, (ref, size) in storages.made.items() if not ref.expired()}
-                # Views of weights and of the pixels are no activations.
-                for known in (output, *tower.parameters(), *args[:1]):
-                    held.pop(known.untyped_storage()._cdata, None)
-                kept.append(sum(held.values()))
-                return output
+        def measured(*args: Any) -> torch.Tensor:
+            with _Storages() as storages:
+                output = forward(*args)
+            held = {key: size for key, (ref, size) in storages.made.items() if not ref.expired()}
+            # Views of weights and of the pixels are no activations.
+            for known in (output, *tower.parameters(), *args[:1]):
+                held.pop(known.untyped_storage()._cdata, None)
+            kept.append(sum(held.values()))
+            return output
 
-            tower.forward = measured  # type: ignore[method-assign,assignment]
-            train_step(made.parts, TrainState())
-            made.optimizer.close()
-            return max(kept)
-    finally:
-        mend()
+        tower.forward = measured  # type: ignore[method-assign,assignment]
+        train_step(made.parts, TrainState())
+        made.optimizer.close()
+        return max(kept)

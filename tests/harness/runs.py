@@ -1,0 +1,164 @@
+"""Real runs on tiny shards: the launch script, torchrun, `python -m train`, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data.config import DataConfig, SourceConfig
+from data.index import build_index
+from data.shards import write_shards
+from data.tokenizer import load_tokenizer
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
+from tests.data.conftest import IMAGE, VIDEO, clip_bytes, make_samples, train_tokenizer
+from tests.harness.layouts import MODEL, STAGES
+from train.checkpoint import find_commit
+from train.config import CheckpointConfig, InitConfig, LogConfig, OptimizerConfig, RunConfig, StageConfig
+from train.resolve import to_yaml
+from train.tensor_store import TensorReader
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 5
+VOCABULARY = 431
+"""Odd, so that two tensor ranks hold padding rows."""
+
+
+def make_data(folder: Path, num_samples: int = 40) -> Path:
+    """A tokenizer and one indexed source of text, pictures, conversations and clips under `folder`."""
+    train_tokenizer(folder / "tokenizer")
+    write_shards(folder / "mixed", "mixed", make_samples(num_samples, clip_bytes()), samples_per_shard=12)
+    build_index(folder / "mixed", load_tokenizer(folder / "tokenizer"))
+    return folder
+
+
+def data_config(folder: Path) -> DataConfig:
+    """Rows of a few samples each, read from what `make_data` wrote."""
+    return DataConfig(
+        tokenizer=str(folder / "tokenizer"),
+        sources=(SourceConfig(name="mixed", path=str(folder / "mixed")),),
+        tokens_per_row=160,
+        patches_per_row=400,
+        rows_per_step=4,
+        window=16,
+        seed=3,
+        image=IMAGE,
+        video=VIDEO,
+    )
+
+
+def model_config() -> ModelConfig:
+    """The layout proof's model with the vocabulary of the data."""
+    return replace(MODEL, language=replace(MODEL.language, vocab_size=VOCABULARY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A saved recipe that the launch script can start."""
+
+    folder: Path
+    name: str
+    processes: int
+
+
+def write_recipe(
+    folder: Path, data: Path, stage: str, parallel: ParallelConfig, processes: int, precision: str = "fp32"
+) -> Recipe:
+    """One training stage of `STEPS` steps with warm-up and a falling rate."""
+    run = RunConfig(
+        run_dir=str(folder / "unused"),
+        precision=precision,  # type: ignore[arg-type]
+        model=model_config(),
+        data=data_config(data),
+        parallel=replace(parallel, timeout_seconds=120.0),
+        stage=StageConfig(
+            name=stage,
+            trainable=STAGES[stage],
+            learning_rates=dict.fromkeys(STAGES[stage], 1e-3),
+            steps=STEPS,
+            warmup=0.3,
+        ),
+        optimizer=OptimizerConfig(),
+        init=InitConfig(),
+        checkpoint=CheckpointConfig(),
+        log=LogConfig(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{stage}_{precision}"
+    (folder / f"{name}.yaml").write_text(to_yaml(run))
+    return Recipe(folder=folder, name=name, processes=processes)
+
+
+def launch(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = None, timeout: float = 240.0) -> None:
+    """Run to the end; AssertionError with what was printed if the run fails or takes too long.
+
+    `plant` names a defect that every training process plants in itself first.
+    """
+    environment = dict(os.environ, NPROC_PER_NODE=str(recipe.processes), PYTHON=sys.executable, OMP_NUM_THREADS="1")
+    if plant is not None:
+        # torchrun starts workers by this interpreter.
+        planted = recipe.folder / f"python_with_{plant}"
+        planted.write_text(f'#!/bin/sh\nexec "{sys.executable}" -u -m tests.prove.planted {plant} "$@"\n')
+        planted.chmod(0o755)
+        environment["PYTHON_EXEC"] = str(planted)
+    command = ["launch/torchrun.sh", "--config-path", str(recipe.folder), "--config-name", recipe.name]
+    command += [f"run_dir={run_dir}", *overrides]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        output, _ = process.communicate()
+        raise AssertionError(f"no end after {timeout:.0f} s: {' '.join(command)}\n{output[-4000:]}") from None
+    assert process.returncode == 0, f"exit code {process.returncode}: {' '.join(command)}\n{output[-4000:]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDifference:
+    """How two finished runs differ; everything counts single bits."""
+
+    weights: int
+    """Tensors."""
+    state: int
+    """Masters and moments, tensors."""
+    rows: int
+    """Steps that trained on other samples."""
+    curves: int
+    """Steps with another loss, norm or rate."""
+    tensors: int
+    """Compared in all."""
+    steps: int
+
+
+def compare_runs(one: Path, other: Path) -> RunDifference:
+    """Compare last checkpoints and metrics. AssertionError if they do not hold the same names and steps."""
+    left, right = (TensorReader(find_commit(path).path) for path in (one, other))
+    assert left.names() == right.names()
+    wrong = [name for name in left.names() if not _same_bits(left.read(name), right.read(name))]
+    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, other)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]], "steps differ"
+    pairs = list(zip(*lines, strict=True))
+    return RunDifference(
+        weights=sum(not name.startswith("optimizer.") for name in wrong),
+        state=sum(name.startswith("optimizer.") for name in wrong),
+        rows=sum(a["rows"] != b["rows"] for a, b in pairs),
+        curves=sum(any(a[key] != b[key] for key in ("loss", "grad_norm", "rates", "tokens")) for a, b in pairs),
+        tensors=len(left.names()),
+        steps=len(pairs),
+    )
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))

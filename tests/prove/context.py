@@ -1,0 +1,90 @@
+"""What the cases of a proof share: worlds of processes, the one-process reference, sample shards."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from parallel.config import ParallelConfig
+from tests.harness.compare import Record
+from tests.harness.layouts import train_on_layout
+from tests.harness.runs import make_data
+from tests.harness.world import World, WorldFailure
+from tests.prove.measures import planted
+
+LAYOUTS = {
+    "one process": (1, ParallelConfig()),
+    "DP2": (2, ParallelConfig()),
+    "TP2": (2, ParallelConfig(tensor=2)),
+    "TP2+SP": (2, ParallelConfig(tensor=2, sequence_parallel=True)),
+    "PP2": (2, ParallelConfig(pipeline=2)),
+    "TP2xPP2": (4, ParallelConfig(tensor=2, pipeline=2)),
+    "TP2xPP2+SP": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True)),
+    "DP2xPP2": (4, ParallelConfig(pipeline=2)),
+    "DP2xTP2": (4, ParallelConfig(tensor=2)),
+    "DP2xTP2+SP": (4, ParallelConfig(tensor=2, sequence_parallel=True)),
+}
+
+
+class Worlds:
+    """Started on first use; one of several processes is open at a time, because they share few cores."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, World] = {}
+
+    def run(self, size: int, task: Any, timeout: float = 240.0, **kwargs: Any) -> list[Any]:
+        """Results by rank. A world in which a task failed is not used again."""
+        for other in [size_open for size_open in self._open if size_open not in (1, size)]:
+            self._open.pop(other).close()
+        if size not in self._open:
+            self._open[size] = World(size)
+        try:
+            return self._open[size].run(task, timeout=timeout, **kwargs)
+        except WorldFailure:
+            self._open.pop(size).close()
+            raise
+
+    def close(self) -> None:
+        """End every process."""
+        for world in self._open.values():
+            world.close()
+        self._open.clear()
+
+
+class Context:
+    """One pass over the cases, with or without a planted defect."""
+
+    def __init__(self, worlds: Worlds, plant: str | None) -> None:
+        self.worlds = worlds
+        self.plant = plant
+        self._records: dict[tuple[str, str], list[Record]] = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix="triptych-proof-")
+        self._data: Path | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """An empty folder at first; gone after `close`."""
+        return Path(self._scratch.name)
+
+    @property
+    def data(self) -> Path:
+        """Sample shards with their index."""
+        if self._data is None:
+            self._data = make_data(self.scratch / "data")
+        return self._data
+
+    def run(self, size: int, task: Any, **kwargs: Any) -> list[Any]:
+        """Results of a task by rank, run with the planted defect if there is one."""
+        if self.plant is None:
+            return self.worlds.run(size, task, **kwargs)
+        return self.worlds.run(size, planted, plant=self.plant, measure=task, arguments=kwargs)
+
+    def records(self, stage: str, layout: str) -> list[Record]:
+        """What each rank saw of a training stage; run once a layout."""
+        if (stage, layout) not in self._records:
+            size, parallel = LAYOUTS[layout]
+            self._records[stage, layout] = self.run(size, train_on_layout, parallel=parallel, stage=stage)
+        return self._records[stage, layout]
+
+    def close(self) -> None:
+        """Remove what was written; worlds stay."""
+        self._scratch.cleanup()
