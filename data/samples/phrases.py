@@ -46,7 +46,7 @@ def in_order(first: int, second: int) -> Turn:
 
 def whose_digit(name: str, digit: int) -> Turn:
     """Question over pictures between words."""
-    return f"What has {name}?", str(digit)
+    return f"{name} has?", str(digit)
 
 
 def clip_turn(digit: int, direction: str) -> Turn:

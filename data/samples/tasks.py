@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.samples import phrases
-from data.samples.clips import DIRECTIONS, STEP, encode_h264, move_card
+from data.samples.clips import DIRECTIONS, START, encode_h264, move_card
 from data.samples.digits import CARD, Card, draw_card
 from data.samples.items import Item, Media
 from data.samples.pictures import choose_cells, framed, paste, resize, store_picture, uneven_size
@@ -115,7 +115,7 @@ def clips(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     scene = any_scene(rng, split, columns * CARD, rows * CARD)
     card = draw_card(rng, split, int(rng.integers(10)))
     direction = tuple(DIRECTIONS)[int(rng.integers(4))]
-    y, x = int(rng.integers(rows * CARD // STEP)), int(rng.integers(columns * CARD // STEP))
+    y, x = int(rng.integers(rows * CARD // START)), int(rng.integers(columns * CARD // START))
     frames = framed(move_card(scene.pixels, card.pixels, (y, x), direction))
     size = uneven_size(rng, columns * CARD, rows * CARD, even=True)
     content = encode_h264(np.stack([resize(frame, size) for frame in frames]))
