@@ -109,7 +109,8 @@ def _motion(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     return Item(opening=(f"[{digit} {direction}]",), turns=(phrases.clip_turn(digit, direction),))
 
 
-STAND_INS = (_one_picture, _word, _pair, _owners, _place, _motion)
+# Copying letters in order and joining a name to its card take longest to learn, so they come twice.
+STAND_INS = (_one_picture, _word, _word, _pair, _owners, _owners, _place, _motion)
 
 
 def plain_text(rng: np.random.Generator, split: Split, *, chat: bool = False) -> Item:
