@@ -21,21 +21,20 @@ class Work:
     """Sum over frames of patches squared."""
 
 
-def language_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> int:
-    """Forward FLOPs of the decoder and its head."""
+def language_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> tuple[int, int]:
+    """Forward FLOPs of the decoder and its head: (matrices, attention)."""
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     matrices = config.hidden_size * heads + config.num_heads * config.head_dim * config.hidden_size
     matrices += 3 * config.hidden_size * config.ffn_size
     linear = 2 * tokens * (config.num_layers * matrices + config.hidden_size * config.vocab_size)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * token_pairs // 2
-    return linear + attention
+    return linear, 4 * config.num_layers * config.num_heads * config.head_dim * token_pairs // 2
 
 
-def vision_flops(config: VisionConfig, patches: int, patch_pairs: int) -> int:
-    """Forward FLOPs of the vision tower."""
+def vision_flops(config: VisionConfig, patches: int, patch_pairs: int) -> tuple[int, int]:
+    """Forward FLOPs of the vision tower: (patch embedding, blocks)."""
     layer = 4 * config.embed_dim**2 + 2 * config.embed_dim * config.ffn_size
-    linear = 2 * patches * (config.depth * layer + config.patch_dim * config.embed_dim)
-    return linear + 4 * config.depth * config.embed_dim * patch_pairs
+    blocks = 2 * patches * config.depth * layer + 4 * config.depth * config.embed_dim * patch_pairs
+    return 2 * patches * config.patch_dim * config.embed_dim, blocks
 
 
 def merger_flops(config: VisionConfig, hidden_size: int, patches: int) -> int:
@@ -45,17 +44,22 @@ def merger_flops(config: VisionConfig, hidden_size: int, patches: int) -> int:
 
 
 def step_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> int:
-    """FLOPs of forward and backward with the given parts trained.
+    """FLOPs of forward and backward with the given parts trained; equal to what torch counts, the causal half apart.
 
-    A trained part costs three forward passes (input and weight gradients), a frozen one between inputs that need
-    gradients two, and a frozen one in front of everything trained one.
+    A trained matrix costs three forward passes (input and weight gradients), the patch embedding two, because nobody
+    wants the gradient of pixels. A frozen matrix above something trained costs two, and one in front of it one.
+    Attention has no weights: where it is passed backward both its factors get gradients, which makes three.
     """
     vision_learns, merger_learns = "vision" in trainable, "merger" in trainable
-    below = vision_learns or merger_learns
-    language = language_flops(config.language, work.tokens, work.token_pairs)
-    total = language * (3 if "language" in trainable else 2 if below and work.patches else 1)
+    below = (vision_learns or merger_learns) and work.patches > 0
+    language_learns = "language" in trainable
+    linear, attention = language_flops(config.language, work.tokens, work.token_pairs)
+    total = linear * (3 if language_learns else 2 if below else 1)
+    total += attention * (3 if language_learns or below else 1)
     if config.vision is not None:
-        total += vision_flops(config.vision, work.patches, work.patch_pairs) * (3 if vision_learns else 1)
+        embedding, blocks = vision_flops(config.vision, work.patches, work.patch_pairs)
+        total += (2 * embedding + 3 * blocks) if vision_learns else embedding + blocks
+        # The merger's norm stands before its matrices, so their inputs want gradients above a frozen tower too.
         merger = merger_flops(config.vision, config.language.hidden_size, work.patches)
         total += merger * (3 if merger_learns else 2 if vision_learns else 1)
     return total
