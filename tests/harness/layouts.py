@@ -178,7 +178,9 @@ def _train(made: Stage) -> Record:
     def capture_then_update() -> float:
         record.gradients.append(_pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
         for name, parameter in built.module.named_parameters():
-            if name in built.boxes and not parameter.requires_grad and parameter.grad is not None:
+            # By the stage's own words: a part that nobody froze has `requires_grad` like a trained one.
+            frozen = name in built.boxes and name.split(".")[0] not in made.parts.stage.trainable
+            if frozen and parameter.grad is not None:
                 frozen_with_gradient.add(built.boxes[name].name)
         return update()
 

@@ -26,15 +26,13 @@ LAYOUTS = {
 
 
 class Worlds:
-    """Started on first use; one of several processes is open at a time, because they share few cores."""
+    """Started on first use and then kept: a start costs seconds a process, waiting costs memory alone."""
 
     def __init__(self) -> None:
         self._open: dict[int, World] = {}
 
     def run(self, size: int, task: Any, timeout: float = 240.0, **kwargs: Any) -> list[Any]:
         """Results by rank. A world in which a task failed is not used again."""
-        for other in [size_open for size_open in self._open if size_open not in (1, size)]:
-            self._open.pop(other).close()
         if size not in self._open:
             self._open[size] = World(size)
         try:

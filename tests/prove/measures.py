@@ -171,7 +171,7 @@ def _save_until(made: layouts.Stage, run: Path, stop: int) -> bool:
             raise _Cut
         sync(number)
 
-    os.fsync = cut
+    os.fsync = cut  # type: ignore[assignment]
     try:
         _save(made, run, 2)
         return True

@@ -172,7 +172,8 @@ def row_twice() -> Mend:
     def make(from_dict: Any) -> Any:
         def planted(cls: Any, saved: Any) -> Any:
             cursor = from_dict(cls, saved)
-            return replace(cursor, row=max(0, cursor.row - 1))
+            # Before the first row of a window come rows whose number only the plan knows: its first row will do.
+            return replace(cursor, row=cursor.row - 1) if cursor.row else replace(cursor, window=cursor.window - 1)
 
         return classmethod(planted)
 

@@ -1,0 +1,32 @@
+"""The launch script, torchrun and the trainer: a run that lost its last steps ends as one that never did."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from parallel.config import ParallelConfig
+from tests.harness.runs import STEPS, compare_runs, launch, make_data, write_recipe
+from train.commits import attempts
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    recipe = write_recipe(tmp_path / "recipe", data, "stage2", ParallelConfig(), processes=2)
+    straight, lost = tmp_path / "straight", tmp_path / "lost"
+    launch(recipe, straight, "checkpoint.every_steps=3", timeout=140.0)
+    assert [attempt.step for attempt in attempts(straight)] == [STEPS, 3]
+
+    shutil.copytree(straight, lost)
+    shutil.rmtree(attempts(lost)[0].path)
+    launch(recipe, lost, "resume=true", timeout=140.0)
+    difference = compare_runs(straight, lost)
+    assert difference.tensors > 200 and difference.steps == STEPS
+    assert difference.weights == difference.state == difference.rows == difference.curves == 0, difference
+
+    lines = [json.loads(line) for line in (lost / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["rows"] for line in lines}) == STEPS  # no step trains on another's samples
+    rates = [line["rates"]["language"] for line in lines]
+    assert rates.index(max(rates)) < 2 and rates[-1] == pytest.approx(1e-4)  # down to a tenth of the peak
