@@ -1,6 +1,5 @@
 """Stop and go on with the real model, schedule and ZeRO-1: the same bits on one layout, the same state on another."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from parallel.world import model_parallel, pick_device
 from parallel.zero import ZeroOptimizer
 from tests.harness.layouts import MODEL, STAGES, GivenBatches, _fill
 from tests.harness.rows import PATCH_DIM, random_step
-from tests.harness.world import World
+from tests.prove.context import Worlds
 from train.batches import RowForm
 from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
 from train.config import OptimizerConfig, StageConfig
@@ -129,13 +128,6 @@ def same_tensors(one: Path, other: Path) -> None:
         assert torch.equal(left.read(name), right.read(name)), name
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(2)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize(
     ("layout", "stage", "precision", "other"),
     [
@@ -146,14 +138,14 @@ def world() -> Iterator[World]:
     ],
 )
 def test_resume_is_bit_for_bit_and_another_layout_reads_it(
-    layout: str, stage: str, precision: str, other: str, world: World, tmp_path: Path
+    layout: str, stage: str, precision: str, other: str, worlds: Worlds, tmp_path: Path
 ) -> None:
-    world.run(stop_and_go_on, layout=layout, stage=stage, precision=precision, folder=tmp_path)
+    worlds.run(2, stop_and_go_on, layout=layout, stage=stage, precision=precision, folder=tmp_path)
     same_tensors(tmp_path / "resumed", tmp_path / "straight")
     before, after = (TensorReader(find_commit(tmp_path / name).path) for name in ("stopped", "straight"))
     trained = [name for name in after.names() if name.startswith("optimizer.master.")]
     assert trained and all(not torch.equal(before.read(name), after.read(name)) for name in trained)
     weights = {name: after.shape(name) for name in after.names() if not name.startswith("optimizer.")}
     assert weights == {name: canonical_shape(pieces) for name, pieces in hf_pieces(MODEL).items()}
-    world.run(move, layout=other, stage=stage, precision=precision, folder=tmp_path)
+    worlds.run(2, move, layout=other, stage=stage, precision=precision, folder=tmp_path)
     same_tensors(tmp_path / "moved", tmp_path / "straight")
