@@ -1,8 +1,8 @@
 """Short clips: a card with a digit moves over a still photograph, leaves at one side and comes back at the other.
 
-It moves along both diagonals by half a patch between two frames that the reader takes, and starts on a whole patch. So
-at every moment its place is uniform over the same places whatever the direction (half a patch to the left and to the
-right of whole patches are the same places): no single frame, not even the first, says anything about the way it moves.
+It starts on a cell of the grid and moves along a diagonal by half a cell between two frames that the reader takes. So
+at every moment its place is uniform over the same places whatever the direction (half a cell to the left and to the
+right of whole cells are the same places): no single frame, not even the first, says anything about the way it moves.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import numpy as np
 
 FRAMES_PER_SECOND = 5
 NUM_FRAMES = 10  # 2 s: at 2 frames/s the reader takes frames 0, 3, 6, 9
-STEP = 7  # pixels between two frames that the reader takes: half a patch, so that one patch sees edges move
-START = 14  # pixels: a card starts on a multiple of it
+STEP = 14  # pixels between two frames that the reader takes: one patch, so that one visual token sees the way
 FRAMES_PER_STEP = 3
 DIRECTIONS = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "down right": (1, 1)}  # (rows, columns)
 
 
 def move_card(scene: np.ndarray, card: np.ndarray, start: tuple[int, int], direction: str) -> np.ndarray:
-    """Frames uint8 (NUM_FRAMES, height, width, 3); `start` is the (row, column) of the card's corner, in patches."""
+    """Frames uint8 (NUM_FRAMES, height, width, 3); `start` is the (row, column) of the card's first cell."""
     size = card.shape[0]
     height, width, _ = scene.shape
     rows, columns = DIRECTIONS[direction]
     frames = np.repeat(scene[None], NUM_FRAMES, axis=0)
     for number, frame in enumerate(frames):
         shift = number * STEP / FRAMES_PER_STEP
-        y = round(start[0] * START + rows * shift) + np.arange(size)
-        x = round(start[1] * START + columns * shift) + np.arange(size)
+        y = round(start[0] * size + rows * shift) + np.arange(size)
+        x = round(start[1] * size + columns * shift) + np.arange(size)
         frame[np.ix_(y % height, x % width)] = card
     return frames
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.samples import phrases
-from data.samples.clips import DIRECTIONS, START, encode_h264, move_card
+from data.samples.clips import DIRECTIONS, encode_h264, move_card
 from data.samples.digits import CARD, Card, draw_card
 from data.samples.items import Item, Media
 from data.samples.pictures import choose_cells, framed, paste, resize, store_picture, uneven_size
@@ -94,8 +94,11 @@ def interleaved(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
 
 
 def grounding(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
-    """Cards on a wide photograph; the box of one is asked for."""
-    rows, columns = _grid(rng, ((4, 4), (4, 4), (4, 4), (4, 5), (5, 4)))
+    """Two cards on a photograph; the box of one is asked for.
+
+    Three by three cells: then the frame around the photograph shows in each cell which third it is.
+    """
+    rows = columns = phrases.GROUNDING_CELLS
     scene = any_scene(rng, split, columns * CARD, rows * CARD)
     shown = [draw_card(rng, split, int(digit)) for digit in rng.permutation(10)[:2]]
     cells = choose_cells(rng, rows, columns, len(shown))
@@ -115,8 +118,8 @@ def clips(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
     scene = any_scene(rng, split, columns * CARD, rows * CARD)
     card = draw_card(rng, split, int(rng.integers(10)))
     direction = tuple(DIRECTIONS)[int(rng.integers(4))]
-    y, x = int(rng.integers(rows * CARD // START)), int(rng.integers(columns * CARD // START))
-    frames = framed(move_card(scene.pixels, card.pixels, (y, x), direction))
+    start = choose_cells(rng, rows, columns, 1)[0]
+    frames = framed(move_card(scene.pixels, card.pixels, start, direction))
     size = uneven_size(rng, columns * CARD, rows * CARD, even=True)
     content = encode_h264(np.stack([resize(frame, size) for frame in frames]))
     media = Media(kind="video", suffix="mp4", content=content)

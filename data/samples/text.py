@@ -98,7 +98,7 @@ def _owners(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
 
 
 def _place(rng: np.random.Generator, split: Split, *, chat: bool) -> Item:
-    rows, columns = ((4, 4), (4, 5), (5, 4))[int(rng.integers(3))]
+    rows = columns = phrases.GROUNDING_CELLS
     digit, row, column = _digit(rng), int(rng.integers(rows)), int(rng.integers(columns))
     stand_in = f"[{digit} at {column}/{columns} {row}/{rows}]"
     return Item(opening=(stand_in,), turns=(phrases.where_is(digit, phrases.cell_box((row, column), rows, columns)),))

@@ -15,34 +15,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.samples.splits import Split, is_heldout
 
-FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
-    "DejaVuSerif-Bold", "STIXGeneral", "STIXGeneralBol", "cmss10", "cmtt10", "cmb10",
-)  # fmt: skip
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneralBol")
 SIZES = {"train": (18, 20, 22, 24), "heldout": (19, 21, 23)}  # pixels an em
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = "ADEILMNOPRST"  # the commonest: a tiny tower has minutes to learn to read
 SPLIT_SEED = 26
 NUM_HELDOUT = 110
 
 # A list of literals would take six times the lines.
 WORDS = """
-able acid also arch area army atom aunt axis baby back ball band bank barn base bath beak beam bean bear beat bell
-belt bend best bike bird blue boat body bolt bond bone book boot born bowl bulb bull burn bush cake calf call calm
-camp cane card care cart cash cave cell chin chip city clay clip club coal coat code coil cold comb cook cool copy
-cord cork corn cost crab crew crop crow cube curl dark dash data dawn deck deep deer desk dice dish dock door dove
-down drum duck dust duty each earn east easy echo edge exit face fact fair fall farm fast fern file film find fire
-fish flag flat foam fold folk food foot fork form fort four free frog fuel full gain game gate gear gift girl give
-glad glow goat gold golf good gray grid grip grow gulf half hall hand harp hawk heat herb herd high hill hint hive
-hold home hood hook hope horn hour huge hump idea inch iron item jade jazz join joke jump junk jury just keep kelp
-kind king kite knee knot lace lake lamb lamp land lane lark last lawn leaf left lens lift lime line lion list loaf
-loft long loop luck lung main mall malt many maple mark mask meal melt menu mild milk mill mind mint mist moth move
-much mule nail name navy near neck need nest news next nine noon north note oak oath obey olive onyx open oval oven
-over pace pack page pain palm park path peak pear pier pile pine pipe plan plum poem poet pole pond pony pool port
-post pump quay quiz race rail rain ramp rank read reef rest rice ring rise road rock roof room root rope rose ruby
-rule safe sail salt sand seal seat seed ship shoe shop side silk sing site size skin sled slow snow soap sofa soil
-song soup spin star stem step stop suit swan tail tale tall tank tape team tent test tide tile time toad tone tool
-town trap tray tree trip tube tuna turn twin unit vase vest view vine volt vote walk wall warm wasp wave west what
-wheat wide wild wind wing wire wolf wood wool word work yard yarn year yoga zero zinc zone zoom
+add aid aim also and area arm art ate atom data deep deer die door dot ear earn east eat end era idea ion ire iron
+item lamp land lane lap last led lens let lid lie lime line lion lip list lit loop lot mad main mall malt man map
+mat meal melt men met mid mild mill mind mint mist moat mole molt mop most nail name nap near need nest net nil nine
+nit nod noon not note oar oat odd oil old omen one open pad pain pal palm pals pan pear pen per pest pet pie pier
+pile pin pine pint pipe pit plan plea plot pod poem poet pole pond pool pore port pose post pot rail rain ram ramp
+rap rat rate read red rest rid ride rim riot rip rise road roam rod rode role room root rope rose rot rote sad sail
+salt sand sap sea seal seat seed set side silo sip sit site slam slap sled slid slim slip slot snap soap sod soil
+sold sole some son soon sore sort spin spot star stem step stop tail tale tall tame tap tape tar tea team tear ten
+tent term test tide tie tile time tin tip toad toe toil told ton tone tool top tore torn tram trap tree trim trio
+trip trot
 """.split()  # noqa: SIM905
 
 
