@@ -63,8 +63,10 @@ def wrong_supervision(folder: Path) -> tuple[int, int]:
                 targets, tokens = row.targets[start : start + length], row.tokens[start : start + length]
                 learnt = np.flatnonzero(targets >= 0)
                 next_ones = learnt[-1] + 1 < length and (targets[learnt] == tokens[learnt + 1]).all()
-                expected = supervised_text(indexes[source].read_raw(index).content)
-                wrong += not next_ones or tokenizer.decode(targets[learnt].tolist()) != expected
+                content = indexes[source].read_raw(index).content
+                # Nothing stands before a document's first token that could predict it.
+                first = tokens[:1].tolist() if "parts" in content and content["parts"][0]["type"] == "text" else []
+                wrong += not next_ones or tokenizer.decode(first + targets[learnt].tolist()) != supervised_text(content)
                 total += 1
                 start += length
     reader.close()
