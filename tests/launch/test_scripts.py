@@ -86,7 +86,7 @@ def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
 def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path) -> None:
     for name, text in {
         "srun": '#!/usr/bin/env bash\nshift\nexec "$@"\n',
-        "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n",
+        "scontrol": "#!/usr/bin/env bash\nseq -f node%g 7 20000\n",
     }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
