@@ -61,6 +61,8 @@ def plan_resume(
     processes = processes or commit.state.get("world_size")
     saved = compose(Path(RECIPE).stem, folder=commit.path)
     given = [*_with_groups(overrides), "resume=true"]
+    if saved.stop_after_steps is not None and saved.stop_after_steps <= commit.step and not _names_stop(overrides):
+        given.append("stop_after_steps=null")  # that stop has been made
     if (ROOT / saved.run_dir).resolve() != run_dir:
         given.append(f"run_dir={run_dir}")  # the folder was moved
     run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=processes)
@@ -105,6 +107,10 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     else:
         return {path: value}
     return {key: leaf for name, item in items for key, leaf in flatten(item, name).items()}
+
+
+def _names_stop(overrides: Sequence[str]) -> bool:
+    return any(text.lstrip("+").startswith("stop_after_steps=") for text in overrides)
 
 
 def _is_source_path(key: str) -> bool:

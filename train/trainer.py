@@ -11,6 +11,7 @@ from data.loader import Loader, build_reader, open_indexes
 from data.plan import Cursor, Plan, check_same_plan
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model.build import BuiltModel, build_model
+from model.hf_config import declared_ids
 from model.hf_folder import load_hf_into
 from model.init import fill_random
 from parallel.groups import Groups
@@ -103,6 +104,7 @@ class Trainer:
                 "cursor": self.batches.cursor.to_dict(),
                 "plan": self.plan.identity,
                 "seed": self.run.seed,
+                "world_size": self.groups.world_size,
             },
             to_yaml(self.run),
             tp_rank=self.groups.tp_rank,
@@ -146,7 +148,8 @@ def _commit_to_resume(run: RunConfig) -> Commit | None:
 def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, Callable[[Cursor], Loader]]:
     """The plan, which every rank follows, and how to start the loader, which only readers do."""
     tokenizer = load_tokenizer(run.data.tokenizer)
-    check_tokenizer(tokenizer, run.model.language.vocab_size)
+    declared = declared_ids(run.init.from_hf) if run.init.from_hf else {}
+    check_tokenizer(tokenizer, run.model.language.vocab_size, declared)
     indexes = open_indexes(run.data)
     plan = Plan(run.data, indexes)
 

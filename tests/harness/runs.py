@@ -98,6 +98,16 @@ def launch(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = N
 
     `plant` names a defect that every training process plants in itself first.
     """
+    command = ["launch/torchrun.sh", "--config-path", str(recipe.folder), "--config-name", recipe.name]
+    _run([*command, f"run_dir={run_dir}", *overrides], recipe, plant, timeout)
+
+
+def resume(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = None, timeout: float = 240.0) -> None:
+    """`triptych resume`, as a user goes on with a run; otherwise like `launch`."""
+    _run([sys.executable, "-m", "launch.cli", "resume", str(run_dir), *overrides], recipe, plant, timeout)
+
+
+def _run(command: list[str], recipe: Recipe, plant: str | None, timeout: float) -> None:
     environment = dict(os.environ, NPROC_PER_NODE=str(recipe.processes), PYTHON=sys.executable, OMP_NUM_THREADS="1")
     if plant is not None:
         # torchrun starts workers by this interpreter.
@@ -105,8 +115,6 @@ def launch(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = N
         planted.write_text(f'#!/bin/sh\nexec "{sys.executable}" -u -m tests.prove.planted {plant} "$@"\n')
         planted.chmod(0o755)
         environment["PYTHON_EXEC"] = str(planted)
-    command = ["launch/torchrun.sh", "--config-path", str(recipe.folder), "--config-name", recipe.name]
-    command += [f"run_dir={run_dir}", *overrides]
     process = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -11,7 +11,7 @@ from tests.harness.compare import assemble, compare, tensor_errors
 from tests.harness.layouts import MODEL, STAGES, first_weight
 from tests.harness.parity import CASES as PARITY
 from tests.harness.parity import expected_step, measure_parity, measure_step
-from tests.harness.runs import STEPS, compare_runs, launch, write_recipe
+from tests.harness.runs import STEPS, compare_runs, launch, resume, write_recipe
 from tests.harness.watch import bytes_kept_by_tower, watch_step
 from tests.prove import measures
 from tests.prove.context import LAYOUTS, Context
@@ -248,7 +248,7 @@ def _resume(layout: str, stage: str, precision: str) -> Case:
         recipe = write_recipe(folder, context.data, stage, parallel, processes, precision)
         launch(recipe, folder / "straight", plant=context.plant)
         launch(recipe, folder / "resumed", f"stop_after_steps={STEPS - 2}", plant=context.plant)
-        launch(recipe, folder / "resumed", "resume=true", plant=context.plant)
+        resume(recipe, folder / "resumed", plant=context.plant)
         found = compare_runs(folder / "straight", folder / "resumed")
         values = (
             (found.weights, f"of {found.tensors}"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallel.config import ParallelConfig
-from tests.harness.runs import STEPS, compare_runs, launch, make_data, write_recipe
+from tests.harness.runs import STEPS, compare_runs, launch, make_data, resume, write_recipe
 from train.commits import attempts
 
 
@@ -21,7 +21,7 @@ def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(tmp_path: Path) -> N
 
     shutil.copytree(straight, lost)
     shutil.rmtree(attempts(lost)[0].path)
-    launch(recipe, lost, "resume=true", timeout=140.0)
+    resume(recipe, lost, timeout=140.0)
     difference = compare_runs(straight, lost)
     assert difference.tensors > 200 and difference.steps == STEPS
     assert difference.weights == difference.state == difference.rows == difference.curves == 0, difference
