@@ -111,6 +111,18 @@ def _read_vision(vision: Mapping[str, Any], path: Path) -> VisionConfig:
     )
 
 
+def declared_ids(folder: str | Path) -> dict[str, int]:
+    """Special token ids that a folder's config.json declares, by the names data.tokenizer.TokenIds gives them."""
+    whole = read_json(Path(folder) / "config.json")
+    names = {
+        "image_token_id": "image_pad",
+        "video_token_id": "video_pad",
+        "vision_start_token_id": "vision_start",
+        "vision_end_token_id": "vision_end",
+    }
+    return {name: int(whole[key]) for key, name in names.items() if key in whole}
+
+
 def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
     """Ids of `SPECIAL_TOKENS` in a Hugging Face tokenizer folder; ValueError naming each that it lacks."""
     from tokenizers import Tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.config import LanguageConfig, ModelConfig
-from model.hf_config import config_from_hf
+from model.hf_config import config_from_hf, declared_ids
 from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights
 
 
@@ -52,3 +52,8 @@ def test_image_processor_reads_the_preprocessor_file(tmp_path: Path, tokenizer_f
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 50176)
     assert (processor.patch_size, processor.temporal_patch_size, processor.merge_size) == (14, 2, 2)
     assert (folder / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
+
+
+def test_declared_ids_are_read_for_the_tokenizer_check(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"image_token_id": 9, "vision_end_token_id": 4, "hidden_size": 8}')
+    assert declared_ids(tmp_path) == {"image_pad": 9, "vision_end": 4}
