@@ -80,9 +80,14 @@ class ZeroOptimizer:
         self._bf16 = bf16
         self._names = {p: name for group in param_groups for name, p in group.named_parameters}
         self._tied = [p for p in self._names if getattr(p, "ds_pipe_replicated", False) or _is_tied_source(module, p)]
+        self._bucket_elements = bucket_elements
+        # DeepSpeed's norm counts replicated parameters on tensor rank 0 alone and cannot take the norm of nothing.
+        replicated_alone = not any(getattr(p, "tensor_model_parallel", False) for p in self._names)
         torch_groups = []
         for number, group in enumerate(param_groups):
-            parameters = [p for _, p in group.named_parameters] or [_placeholder(module, number, groups)]
+            parameters = [p for _, p in group.named_parameters]
+            if not parameters or (replicated_alone and number == 0 and groups.tp_size > 1):
+                parameters.append(_placeholder(module, number, groups))
             torch_groups.append({"params": parameters, "weight_decay": group.weight_decay, "lr": 0.0})
         self._parts = [group.part for group in param_groups]
         adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=groups.device.type == "cuda")
@@ -124,7 +129,7 @@ class ZeroOptimizer:
         finish_model_gradients(self._names, self._tied, self.gradient, self._groups)
         if not self._bf16:
             self._zero.setup_buckets()  # made by a backward hook otherwise, which a rank without pictures never runs
-        self._engine.allreduce_gradients()
+        self._engine.allreduce_gradients(bucket_size=self._bucket_elements)
 
     def step(self) -> float:
         """Clip, update, gather weights. Returns the global gradient norm before clipping.
@@ -191,10 +196,6 @@ class ZeroOptimizer:
             parameter = self._parameter(fragment.param_name)
             fragment.tensors["master"].copy_(parameter.view(-1)[fragment.start : fragment.start + fragment.numel])
 
-    def state_bytes(self) -> int:
-        """Bytes of masters and moments that this rank holds."""
-        return sum(tensor.nbytes for fragment in self.fragments() for tensor in fragment.tensors.values())
-
     def close(self) -> None:
         """Let go of DeepSpeed's hooks, so that a process can build another optimizer."""
         self._engine.destroy()
@@ -217,8 +218,8 @@ def _is_tied_source(module: torch.nn.Module, parameter: torch.nn.Parameter) -> b
 
 
 def _placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.nn.Parameter:
-    """One element for a group that is empty on this pipeline stage: AdamW refuses an empty list, and DeepSpeed runs a
-    collective a group, so every rank must have the same groups."""
+    """One element for a group that is empty on this pipeline stage, or has replicated parameters alone: AdamW refuses
+    an empty list, and DeepSpeed runs a collective a group, so every rank must have the same groups."""
     parameter = torch.nn.Parameter(torch.zeros(1, device=groups.device, dtype=next(module.parameters()).dtype))
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # counted on each rank: its gradient is zero
     module.register_parameter(f"placeholder_{number}", parameter)
@@ -240,4 +241,5 @@ def _deepspeed_config(dp_size: int, clip_norm: float, bf16: bool, bucket_element
         },
         "bf16": {"enabled": bf16, "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # else bf16 runs would round the fp32 sums before they are averaged
     }

@@ -11,7 +11,7 @@ from data.config import IGNORE
 from data.types import PackedRow
 from parallel.config import ParallelConfig
 from tests.harness.compare import assemble, compare
-from tests.harness.layouts import MODEL, train_on_layout
+from tests.harness.layouts import MODEL, STAGES, train_on_layout
 from tests.harness.rows import GRIDS, pack, random_sample, random_step
 from tests.prove.context import LAYOUTS, Worlds
 
@@ -90,3 +90,26 @@ def test_bf16_stays_close_to_one_process(layout: str, worlds: Worlds) -> None:
     # bf16 has 8 bits: a few parts in a thousand each operation. Gradients of key biases are rounding alone.
     assert difference.loss < 5e-3 and difference.norm < 3e-2 and difference.weight < 1e-2, difference
     assert all(math.isfinite(value) for record in records for value in (*record.losses, *record.norms))
+
+
+def test_bf16_gradients_are_averaged_in_fp32(worlds: Worlds) -> None:
+    """Each row is the same bf16 arithmetic wherever it runs, so only the order of fp32 sums may differ."""
+    steps = [random_step(3, 2, VOCABULARY)]
+    alone = worlds.run(1, train_on_layout, parallel=ParallelConfig(), stage="stage2", steps=steps, precision="bf16")
+    shared = worlds.run(2, train_on_layout, parallel=ParallelConfig(), stage="stage2", steps=steps, precision="bf16")
+    difference = compare(alone, shared)
+    assert difference.gradient < 1e-5 and difference.norm < 1e-5, difference
+
+
+def train_the_merger_alone(parallel: ParallelConfig, precision: str) -> Any:
+    """On every rank: one step in which a tensor rank has nothing of its own to learn."""
+    STAGES["merger alone"] = ("merger",)
+    return train_on_layout(parallel, "merger alone", steps=[random_step(4, 2, VOCABULARY)], precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replicated_parameters_alone_can_be_trained_over_the_tensor_axis(precision: str, worlds: Worlds) -> None:
+    alone = worlds.run(1, train_the_merger_alone, parallel=ParallelConfig(), precision=precision)
+    size, parallel = LAYOUTS["TP2"]
+    difference = compare(alone, worlds.run(size, train_the_merger_alone, parallel=parallel, precision=precision))
+    assert difference.norm < (1e-5 if precision == "fp32" else 3e-2), difference
