@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model.config import ModelConfig
 from model.flops import step_flops
 from train.config import RunConfig
 from train.state import TrainState
@@ -16,7 +15,8 @@ from train.step import StepReport
 class Metrics:
     """Written by one rank. Rates are over the time since the last line, so a slow start does not stay in them."""
 
-    def __init__(self, run: RunConfig, model: ModelConfig, peak_flops: float | None, from_step: int) -> None:
+    def __init__(self, run: RunConfig, peak_flops: float | None, from_step: int, from_progress: float) -> None:
+        """`peak_flops` is that of all devices together; `from_step` and `from_progress` are where a resumed run is."""
         path = Path(run.run_dir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = _lines_up_to(path, from_step)
@@ -24,9 +24,10 @@ class Metrics:
         self._file.writelines(kept)
         self._every = run.log.every_steps
         self._stage = run.stage
-        self._model = model
+        self._model = run.model
         self._peak = peak_flops
         self._wandb = _start_wandb(run)
+        self._from_progress = from_progress
         self._started = self._last = time.perf_counter()
 
     def record(self, state: TrainState, report: StepReport, progress: float) -> None:
@@ -63,7 +64,8 @@ class Metrics:
             self._print(row, progress, now)
 
     def _print(self, row: dict[str, Any], progress: float, now: float) -> None:
-        left = (now - self._started) / progress * (1.0 - progress) if progress > 0 else math.inf
+        done = progress - self._from_progress
+        left = (now - self._started) / done * (1.0 - progress) if done > 0 else math.inf
         loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
         mfu = f"  mfu {row['mfu']:.1%}" if "mfu" in row else ""
         print(
@@ -82,7 +84,9 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     """Lines of an earlier attempt that the resumed run still stands on: steps after its checkpoint are done again."""
     if not path.exists():
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+    lines = path.read_text().splitlines(keepends=True)
+    # A host that was lost may leave half a line at the end.
+    return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
 
 
 def _start_wandb(run: RunConfig) -> Any:

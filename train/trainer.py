@@ -68,7 +68,9 @@ class Trainer:
         """Train to the end of the stage; save on the way as the recipe says, and at the end."""
         metrics = None
         if self.groups.rank == 0:
-            metrics = Metrics(self.run, self.run.model, peak_flops(self.groups.device), self.state.step)
+            peak = peak_flops(self.groups.device)
+            everywhere = peak * self.groups.world_size if peak is not None else None
+            metrics = Metrics(self.run, everywhere, self.state.step, self.progress)
         try:
             while not self._is_over():
                 report = train_step(self.parts, self.state)

@@ -1,0 +1,67 @@
+"""What a run tells about itself, also after it was cut short."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.plan import Cursor, StepPlan
+from model.flops import Work, step_flops
+from train.config import RunConfig
+from train.metrics import Metrics
+from train.resolve import compose
+from train.state import TrainState
+from train.step import StepReport
+
+WORK = Work(tokens=400, patches=560, token_pairs=20_000, patch_pairs=30_000)
+REPORT = StepReport(
+    loss=1.5,
+    grad_norm=0.5,
+    rates={"language": 1e-3},
+    targets=100,
+    samples=12,
+    work=WORK,
+    skipped=False,
+    plan=StepPlan(rows=(), next_cursor=Cursor()),
+    data_seconds=0.0,
+)
+
+
+def tiny_run(folder: Path) -> RunConfig:
+    return replace(compose("quickstart_stage2", ["log.wandb=disabled", "log.every_steps=1"]), run_dir=str(folder))
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_keeps_the_lines_it_stands_on(tmp_path: Path) -> None:
+    whole = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))
+    (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 4, "lo')  # the host was lost while it wrote
+    metrics = Metrics(tiny_run(tmp_path), None, from_step=2, from_progress=0.5)
+    metrics.record(TrainState(step=3), REPORT, progress=0.75)
+    metrics.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert lines(tmp_path)[-1]["loss"] == 1.5
+
+
+def test_time_left_counts_what_this_start_has_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr("train.metrics.time.perf_counter", lambda: next(clock))
+    metrics = Metrics(tiny_run(tmp_path), None, from_step=50, from_progress=0.5)
+    metrics.record(TrainState(step=60), REPORT, progress=0.6)  # a tenth in 10 s, four tenths to go
+    metrics.close()
+    assert "40 s left" in capsys.readouterr().out
+
+
+def test_mfu_is_a_share_of_what_it_is_given(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    metrics = Metrics(run, 1e12, from_step=0, from_progress=0.0)
+    metrics.record(TrainState(step=1), REPORT, progress=0.1)
+    metrics.close()
+    (line,) = lines(tmp_path)
+    flops = step_flops(run.model, run.stage.trainable, WORK)
+    assert line["mfu"] == pytest.approx(flops / line["step_seconds"] / 1e12)
