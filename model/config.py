@@ -1,6 +1,7 @@
 """Sizes of a Qwen2-VL-style model. Field names follow the Hugging Face config where one exists."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class VisionConfig:
     layernorm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        _check_positive(self, "model.vision")
         if self.embed_dim % self.num_heads or (self.embed_dim // self.num_heads) % 4:
             raise ValueError(
                 f"model.vision: embed_dim {self.embed_dim} over num_heads {self.num_heads} gives a head of "
@@ -62,6 +64,7 @@ class LanguageConfig:
     head_size: int | None = None
 
     def __post_init__(self) -> None:
+        _check_positive(self, "model.language")
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.language: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
@@ -70,10 +73,10 @@ class LanguageConfig:
             raise ValueError(
                 f"model.language: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
-        if sum(self.mrope_section) * 2 != self.head_dim:
+        if min(self.mrope_section) < 0 or sum(self.mrope_section) * 2 != self.head_dim:
             raise ValueError(
                 f"model.language: mrope_section {list(self.mrope_section)} sums to {sum(self.mrope_section)}; "
-                f"a head of {self.head_dim} needs {self.head_dim // 2}"
+                f"a head of {self.head_dim} needs {self.head_dim // 2}, in parts of 0 or more"
             )
 
     @property
@@ -98,3 +101,11 @@ class ModelConfig:
     def parts(self) -> tuple[str, ...]:
         """The parts a training stage can train or freeze."""
         return ("vision", "merger", "language") if self.vision else ("language",)
+
+
+def _check_positive(record: Any, group: str) -> None:
+    """Every number of `record`, before any division by it."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    wrong = [f"{name}={value:g}" for name, value in values.items() if type(value) in (int, float) and not value > 0]
+    if wrong:
+        raise ValueError(f"{group}: {', '.join(wrong)} must be more than 0")

@@ -26,6 +26,9 @@ class ParallelConfig:
     """Longest wait in one collective before the job is ended."""
 
     def __post_init__(self) -> None:
+        for name in ("reduce_bucket_elements", "timeout_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be more than 0")
         for name in ("tensor", "pipeline"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it counts ranks and must be at least 1")

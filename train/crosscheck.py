@@ -94,6 +94,8 @@ def _parts(run: RunConfig) -> Iterator[str]:
     for key, named in lists.items():
         for part in sorted(set(named) - set(parts)):
             yield f"{key} names the part {part!r}; {run.model.name} has {', '.join(parts)}"
+        if len(set(named)) < len(named):
+            yield f"{key}={list(named)} names a part twice; name each once"
     if not stage.trainable:
         yield f"stage.trainable is empty, so nothing would learn; name one or more of {', '.join(parts)}"
     for part in stage.trainable:
@@ -101,6 +103,8 @@ def _parts(run: RunConfig) -> Iterator[str]:
         if part in parts and (rate is None or rate <= 0):
             had = "no rate" if rate is None else f"rate {rate:g}"
             yield f"stage.trainable has {part} but stage.learning_rates gives it {had}; set stage.learning_rates.{part}"
+    if not run.init.std > 0:
+        yield f"init.std={run.init.std:g} must be more than 0: parts drawn alike would learn alike"
     if run.init.from_run and run.init.from_hf:
         yield f"init.from_run={run.init.from_run} and init.from_hf={run.init.from_hf} both give weights; null one"
 
@@ -132,6 +136,8 @@ def _pictures(run: RunConfig) -> Iterator[str]:
 
 
 def _cadence(run: RunConfig) -> Iterator[str]:
+    if not run.run_dir.strip():
+        yield "run_dir is empty; name the folder that metrics and checkpoints go to"
     counts = {
         "stop_after_steps": run.stop_after_steps,
         "checkpoint.every_steps": run.checkpoint.every_steps,
@@ -140,4 +146,8 @@ def _cadence(run: RunConfig) -> Iterator[str]:
     }
     for name, count in counts.items():
         if count is not None and count < 1:
-            yield f"{name}={count} must be at least 1" + (" or null" if name in ("stop_after_steps",) else "")
+            optional = name in ("stop_after_steps", "checkpoint.every_steps")
+            yield f"{name}={count} must be at least 1" + (" or null" if optional else "")
+    for name, seed in (("seed", run.seed), ("data.seed", run.data.seed)):
+        if not 0 <= seed < 2**63:
+            yield f"{name}={seed} must be at least 0 and fit in 63 bits; torch takes no other"

@@ -63,9 +63,9 @@ def compose(
     try:
         with hydra.initialize_config_dir(str((folder or RECIPES).resolve()), version_base=None):
             raw = hydra.compose(name, loosen(overrides or []))
-            return to_run_config(raw, world_size)
-    except HydraException as fault:
+    except (HydraException, ValueError) as fault:  # a group that is given a number is a ValueError to Hydra
         raise RecipeError(f"recipe {name} does not compose: {fault}") from fault
+    return to_run_config(raw, world_size)
 
 
 def loosen(arguments: list[str]) -> list[str]:

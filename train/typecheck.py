@@ -6,6 +6,7 @@ named without its path, and the first fault hides the others. Building the recor
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any
@@ -55,6 +56,10 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
         return value
     elif kind is float and type(value) is int:
         return float(value)
+    elif kind is float and type(value) is float and not math.isfinite(value):
+        # Not a number passes every comparison that asks what is wrong, so no later check would see it.
+        faults.append(f"{path} needs a finite float, got {value}")
+        return value
     elif isinstance(kind, type) and type(value) is kind:  # `type is`: a bool is an int for isinstance
         return value
     faults.append(f"{path} needs {_name(kind)}, got {_describe(value)}")

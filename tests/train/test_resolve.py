@@ -64,6 +64,16 @@ REFUSED = {
     "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "25088", "128"]),
     "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "34", "14112"]),
     "keep nothing": (["checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
+    "empty run folder": (["run_dir="], ["run_dir is empty"]),
+    "not a number": (["optimizer.clip_norm=nan"], ["optimizer.clip_norm", "finite", "nan"]),
+    "endless rate": (["stage.learning_rates.vision=inf"], ["stage.learning_rates.vision", "finite"]),
+    "no heads": (["model.language.num_heads=0"], ["model.language: num_heads=0", "more than 0"]),
+    "no layers": (["model.vision.depth=0"], ["model.vision: depth=0", "more than 0"]),
+    "no time": (["parallel.timeout_seconds=0"], ["parallel.timeout_seconds is 0", "more than 0"]),
+    "parts drawn alike": (["init.std=0"], ["init.std=0", "more than 0"]),
+    "a part twice": (["stage.trainable=[vision,vision]"], ["stage.trainable", "twice"]),
+    "too large a seed": (["seed=99999999999999999999"], ["seed=99999999999999999999", "63 bits"]),
+    "a number for a group": (["stage=4"], ["does not compose", "int"]),
     "a record's own check": (["model.language.num_heads=5"], ["hidden_size 128", "num_heads 5"]),
 }
 
