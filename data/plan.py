@@ -232,11 +232,12 @@ def _check_budgets(config: DataConfig, name: str, index: Index, tokens: Int64, p
     too_long = np.flatnonzero((tokens > config.tokens_per_row) | (patches > config.patches_per_row))
     if too_long.size:
         worst = int(too_long[0])
+        needs = {"tokens_per_row": int(tokens.max()), "patches_per_row": int(patches.max())}
+        raised = [f"data.{key} to {need}" for key, need in needs.items() if need > getattr(config, key)]
         raise BudgetError(
             f"source {name!r}: {too_long.size} of {len(index)} samples do not fit a row, the first is sample "
             f"{worst} at {index.where(worst)} with {tokens[worst]} tokens and {patches[worst]} patches (a row takes "
-            f"{config.tokens_per_row} and {config.patches_per_row}); raise data.tokens_per_row to {tokens.max()} and "
-            f"data.patches_per_row to {patches.max()}, or lower max_pixels"
+            f"{config.tokens_per_row} and {config.patches_per_row}); raise {' and '.join(raised)}, or lower max_pixels"
         )
 
 

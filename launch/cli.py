@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a run, on this layout or another")
     resume.add_argument("run", type=Path, help="run folder")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel=tp2 stop_after_steps=100")
-    resume.add_argument("--allow", action="store_true", help="let overrides change what is learned or the data's order")
+    resume.add_argument(
+        "--allow", action="store_true", help="let overrides change what is learned; the data's order cannot"
+    )
     resume.add_argument("--processes", type=int, help="on this node; default: as many as wrote the checkpoint")
     resume.add_argument("--print", action="store_true", help="show the recipe it would go on with, and stop")
     resume.set_defaults(command=_resume)

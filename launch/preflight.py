@@ -1,6 +1,7 @@
-"""`python -m launch.preflight WORLD_SIZE --config-name RECIPE [--config-path DIR] [key=value ...] [--print]`
+"""`python -m launch.preflight WORLD_SIZE --config-name RECIPE [--config-path DIR] [key=value ...] [--files] [--print]`
 
-Says in one message, in one process, what would stop a run: torchrun.sh calls it before it starts any other.
+Says in one message, in one process, what would stop a run: torchrun.sh calls it before it starts any other. Without
+`--files` it looks at the recipe alone, so that a recipe can be tried where its data is not.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 from launch.checkout import CheckoutError, check_checkout
+from train.config import RunConfig
 from train.resolve import RecipeError, compose, to_yaml
 
 
@@ -17,16 +19,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("world_size", type=int, help="processes of the whole job")
     parser.add_argument("--config-name", required=True, help="recipe, without .yaml")
     parser.add_argument("--config-path", type=Path, help="folder of the recipe, instead of recipes/")
+    parser.add_argument(
+        "--files", action="store_true", help="look at the tokenizer, indexes and runs that it names too"
+    )
     parser.add_argument("--print", action="store_true", help="show the resolved recipe")
     options, overrides = parser.parse_known_args(arguments)
     try:
         check_checkout()
         run = compose(options.config_name, overrides, folder=options.config_path, world_size=options.world_size)
+        if options.files and (faults := _file_faults(run)):
+            raise RecipeError("the run cannot start:" + "".join(f"\n  - {fault}" for fault in faults))
     except (CheckoutError, RecipeError) as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(2) from None
     if options.print:
         print(to_yaml(run), end="")
+
+
+def _file_faults(run: RunConfig) -> list[str]:
+    from train.ready import file_faults  # takes a second to import, which a faulty recipe need not wait for
+
+    return file_faults(run)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def plan_resume(
 ) -> Resume:
     """Find the newest usable checkpoint and the arguments that go on from it.
 
-    Raises ResumeError (none is usable, or an override changes what is learned and `allow` is not given) or RecipeError.
+    Raises ResumeError (none is usable, an override changes the order of data, or what is learned and `allow` is not
+    given) or RecipeError.
     """
     run_dir = run_dir.resolve()
     try:
@@ -67,6 +68,13 @@ def plan_resume(
         given.append(f"run_dir={run_dir}")  # the folder was moved
     run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=processes)
     changed = list(changes(saved, run))
+    moved = [line for line in changed if line.startswith("data.")]
+    if moved and allow:
+        raise ResumeError(
+            f"the cursor of {run_dir.name} counts rows of its own data, so even --allow cannot change:"
+            + "".join(f"\n  - {line}" for line in moved)
+            + "\nleave them out, or start a new run with init.from_run"
+        )
     if changed and not allow:
         raise ResumeError(
             f"these overrides would make {run_dir.name} another run from step {commit.step} on:"

@@ -28,7 +28,7 @@ if [[ -z ${NPROC_PER_NODE:-} ]]; then
 fi
 
 # One message from one process, before any process group, instead of one from each of them.
-"$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" "$@" || exit 2
+"$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" --files "$@" || exit 2
 
 # Processes of one host share its cores: threads of several would fight over them.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

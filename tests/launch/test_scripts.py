@@ -10,7 +10,11 @@ import pytest
 from launch.checkout import ROOT
 
 RECORDER = """#!/usr/bin/env bash
-if [[ $2 == launch.preflight ]]; then exec {python} "$@"; fi
+if [[ $2 == launch.preflight ]]; then
+  words=()
+  for word in "$@"; do [[ $word == --files && -z ${{LOOK:-}} ]] || words+=("$word"); done  # the data is not here
+  exec {python} "${{words[@]}}"
+fi
 printf '%s\\n' "$@" > "$RECORD"
 env | grep -E '^(OMP_NUM_THREADS|CUDA_DEVICE_MAX_CONNECTIONS|HYDRA_FULL_ERROR)=' >> "$RECORD"
 """
@@ -36,6 +40,17 @@ def test_a_bad_recipe_is_told_once_and_nothing_starts(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("stage.stepz is not a key") == 1
+    assert started == ""
+
+
+def test_files_that_are_not_there_are_told_once_and_nothing_starts(tmp_path: Path) -> None:
+    wrong = ["data.tokenizer=/nowhere", "init.from_run=/no/run", f"run_dir={tmp_path}"]
+    done, started = run(
+        tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", *wrong, NPROC_PER_NODE="2", LOOK="1"
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("no tokenizer.json in /nowhere") == 1
+    assert done.stderr.count("init.from_run=/no/run has no finished checkpoint") == 1
     assert started == ""
 
 

@@ -1,0 +1,67 @@
+"""What a run needs on disk, and what is said when it is not there."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.canonical import Box
+from parallel.config import ParallelConfig
+from tests.harness.runs import make_data, write_recipe
+from train.checkpoint import save_commit
+from train.config import InitConfig, RunConfig
+from train.ready import file_faults, open_data
+from train.resolve import compose
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("ready")
+    recipe = write_recipe(folder / "recipe", make_data(folder / "data"), "stage2", ParallelConfig(), processes=1)
+    return replace(compose(recipe.name, folder=recipe.folder), run_dir=str(folder / "run"))
+
+
+def save(run_dir: Path, plan: object) -> None:
+    boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
+    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, "", tp_rank=0, keep=1)
+
+
+def test_a_run_that_has_all_it_needs_is_not_refused(run: RunConfig) -> None:
+    assert file_faults(run) == []
+
+
+def test_everything_that_is_missing_is_told_at_once(run: RunConfig, tmp_path: Path) -> None:
+    save(tmp_path / "held", {})
+    wrong = replace(
+        run,
+        run_dir=str(tmp_path / "held"),
+        data=replace(run.data, tokenizer=str(tmp_path)),
+        init=InitConfig(from_run=str(tmp_path / "no")),
+    )
+    held, tokenizer, weights = file_faults(wrong)
+    assert "already holds 1 checkpoint(s)" in held and "triptych resume" in held
+    assert "no tokenizer.json" in tokenizer
+    assert f"{tmp_path / 'no'} has no finished checkpoint" in weights
+
+
+def test_a_vocabulary_and_budgets_that_are_too_small_are_told_with_numbers(run: RunConfig) -> None:
+    small = replace(run, model=replace(run.model, language=replace(run.model.language, vocab_size=10)))
+    assert "the model has 10 embeddings" in file_faults(small)[0]
+    narrow = file_faults(replace(run, data=replace(run.data, patches_per_row=8)))[0]
+    assert "a row takes 160 and 8" in narrow and "raise data.patches_per_row to" in narrow
+    assert "data.tokens_per_row to" not in narrow
+
+
+def test_pictures_are_refused_for_a_model_without_vision(run: RunConfig) -> None:
+    with pytest.raises(ValueError, match="no vision tower, but these sources hold pictures or clips: mixed"):
+        open_data(replace(run, model=replace(run.model, vision=None)))
+
+
+def test_going_on_needs_a_checkpoint_with_the_same_data(run: RunConfig, tmp_path: Path) -> None:
+    again = replace(run, run_dir=str(tmp_path), resume=True)
+    assert "no finished checkpoint" in file_faults(again)[0]
+    plan = open_data(run)[2]
+    save(tmp_path, plan.identity)
+    assert file_faults(again) == []
+    assert "window was 16 and is 17" in file_faults(replace(again, data=replace(run.data, window=17)))[0]

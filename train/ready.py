@@ -1,0 +1,79 @@
+"""What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
+
+import json
+from typing import Any
+
+from data.index_file import Index
+from data.loader import open_indexes
+from data.plan import Plan, check_same_plan
+from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from train.commits import attempts, open_commit
+from train.config import RunConfig
+
+
+def open_data(run: RunConfig) -> tuple[Tokenizer, list[Index], Plan]:
+    """Tokenizer, indexes and plan, held to each other and to the model. Raises ValueError saying what does not fit."""
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))
+    indexes = open_indexes(run.data)
+    if run.model.vision is None:
+        with_media = [s.name for s, i in zip(run.data.sources, indexes, strict=True) if len(i.columns["media_kind"])]
+        if with_media:
+            raise ValueError(
+                f"{run.model.name} has no vision tower, but these sources hold pictures or clips: "
+                f"{', '.join(with_media)}; leave them out of data.sources or choose a model with vision"
+            )
+    return tokenizer, indexes, Plan(run.data, indexes)
+
+
+def _declared(run: RunConfig) -> dict[str, int]:
+    if run.init.from_hf is None:
+        return {}
+    from model.hf_config import declared_ids  # brings torch along, which most looks at a recipe do without
+
+    return declared_ids(run.init.from_hf)
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Raises ValueError if a new run would write over another, or there is nothing to go on from."""
+    sealed = [attempt.path.name for attempt in attempts(run.run_dir) if attempt.sealed]
+    if sealed and not run.resume:
+        raise ValueError(
+            f"{run.run_dir} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go on with "
+            f"`triptych resume {run.run_dir}`, or start anew with another run_dir"
+        )
+    if run.resume and not sealed:
+        raise ValueError(f"resume=true but {run.run_dir} has no finished checkpoint; start without resume")
+
+
+def check_same_data(saved: dict[str, Any], plan: Plan) -> None:
+    """Raises ValueError if the plan in a checkpoint's state is another than this one."""
+    check_same_plan(saved["plan"], json.loads(json.dumps(plan.identity)))
+
+
+def file_faults(run: RunConfig) -> list[str]:
+    """One entry for each thing that is missing or does not fit; tensors are read by the ranks, not here."""
+    faults = []
+    for look in (check_run_folder, _data, _first_weights):
+        try:
+            look(run)
+        except (ValueError, OSError) as fault:
+            faults.append(str(fault))
+    return faults
+
+
+def _data(run: RunConfig) -> None:
+    plan = open_data(run)[2]
+    sealed = [attempt for attempt in attempts(run.run_dir) if attempt.sealed] if run.resume else []
+    if sealed:
+        check_same_data(open_commit(sealed[0].path).state, plan)
+
+
+def _first_weights(run: RunConfig) -> None:
+    if run.resume:
+        return
+    source = run.init.from_run
+    if source and not any(attempt.sealed for attempt in attempts(source)):
+        raise ValueError(
+            f"init.from_run={source} has no finished checkpoint; train that run first, or point init.from_run at one"
+        )
