@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from data.loader import Loader, build_reader, open_indexes
-from data.plan import Cursor, Plan, check_same_plan
-from data.tokenizer import check_tokenizer, load_tokenizer
+from data.loader import Loader, build_reader
+from data.plan import Cursor, Plan
 from model.build import BuiltModel, build_model
-from model.hf_config import declared_ids
 from model.hf_folder import load_hf_into
 from model.init import fill_random
 from parallel.groups import Groups
@@ -19,11 +17,12 @@ from parallel.schedule import Schedule
 from parallel.world import peak_flops
 from train.batches import Batches, RowForm
 from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
-from train.commits import Commit, attempts
+from train.commits import Commit
 from train.config import RunConfig
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
 from train.rates import stage_progress
+from train.ready import check_run_folder, check_same_data, open_data
 from train.resolve import to_yaml
 from train.state import TrainState
 from train.step import StepParts, train_step
@@ -46,7 +45,7 @@ class Trainer:
         cursor = Cursor()
         if commit is not None:
             load_optimizer(commit, self.model.boxes, self.optimizer)
-            check_same_plan(commit.state["plan"], _through_json(self.plan.identity))
+            check_same_data(commit.state, self.plan)
             self.state = TrainState(**commit.state["counters"])
             cursor = Cursor.from_dict(commit.state["cursor"])
         vision = run.model.vision
@@ -71,6 +70,8 @@ class Trainer:
             peak = peak_flops(self.groups.device)
             everywhere = peak * self.groups.world_size if peak is not None else None
             metrics = Metrics(self.run, everywhere, self.state.step, self.progress)
+            if self._is_over():
+                print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:
             while not self._is_over():
                 report = train_step(self.parts, self.state)
@@ -136,24 +137,13 @@ def first_weights(run: RunConfig, model: BuiltModel, commit: Commit | None) -> N
 
 
 def _commit_to_resume(run: RunConfig) -> Commit | None:
-    if run.resume:
-        return find_commit(run.run_dir)
-    sealed = [attempt.path.name for attempt in attempts(run.run_dir) if attempt.sealed]
-    if sealed:
-        raise ValueError(
-            f"{run.run_dir} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go on with "
-            f"`triptych resume {run.run_dir}`, or start anew with another run_dir"
-        )
-    return None
+    check_run_folder(run)
+    return find_commit(run.run_dir) if run.resume else None
 
 
 def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, Callable[[Cursor], Loader]]:
     """The plan, which every rank follows, and how to start the loader, which only readers do."""
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    declared = declared_ids(run.init.from_hf) if run.init.from_hf else {}
-    check_tokenizer(tokenizer, run.model.language.vocab_size, declared)
-    indexes = open_indexes(run.data)
-    plan = Plan(run.data, indexes)
+    tokenizer, indexes, plan = open_data(run)
 
     def loader_from(cursor: Cursor) -> Loader:
         reader = build_reader(run.data, tokenizer, indexes)
@@ -172,7 +162,3 @@ def _quarantine(run: RunConfig, groups: Groups) -> Callable[[dict[str, Any]], No
             file.write(json.dumps(record) + "\n")
 
     return keep
-
-
-def _through_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
