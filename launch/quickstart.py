@@ -81,8 +81,13 @@ def make_plan(overrides: list[str], processes: int | None = None, gpus: int | No
     if processes is None:
         wanted = 1 if gpus == 1 else 2
         processes = least * max(1, -(-wanted // least))
-        if gpus == 1:
-            print(f"one GPU: {processes} process" + ("" if processes == 1 else "es that share it"))
+        if gpus == processes == 1:
+            print("one GPU: 1 process")
+    if 0 < gpus < processes:
+        raise RecipeError(
+            f"{processes} processes for {gpus} GPU(s): each process needs one of its own; choose a layout of {gpus} "
+            "or fewer, or run on the CPU with CUDA_VISIBLE_DEVICES= in front of the command"
+        )
     runs = {stage: compose(f"quickstart_{stage}", overrides, world_size=processes) for stage in STAGES}
     return Plan(runs=runs, overrides=overrides, processes=processes)
 

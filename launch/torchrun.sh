@@ -22,9 +22,13 @@ visible_gpus() {
 }
 
 NNODES=${NNODES:-1}
+gpus=$(visible_gpus)
 if [[ -z ${NPROC_PER_NODE:-} ]]; then
-  NPROC_PER_NODE=$(visible_gpus) # one process a GPU
-  [[ $NPROC_PER_NODE -gt 0 ]] || NPROC_PER_NODE=1
+  NPROC_PER_NODE=$((gpus > 0 ? gpus : 1)) # one process a GPU
+elif ((gpus > 0 && NPROC_PER_NODE > gpus)); then
+  echo "NPROC_PER_NODE=$NPROC_PER_NODE, but this node shows $gpus GPU(s), and each process needs one of its own;" \
+    "start $gpus or fewer, or set CUDA_VISIBLE_DEVICES= to run on the CPU" >&2
+  exit 2
 fi
 
 # One message from one process, before any process group, instead of one from each of them.

@@ -45,6 +45,12 @@ def test_one_gpu_means_one_process_and_is_said(capsys: pytest.CaptureFixture[str
     assert "one GPU: 1 process" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("overrides", "processes"), [(["parallel=tp2"], None), ([], 2)])
+def test_processes_cannot_share_a_gpu(overrides: list[str], processes: int | None) -> None:
+    with pytest.raises(RecipeError, match="2 processes for 1 GPU"):
+        make_plan(overrides, processes, gpus=1)
+
+
 def test_a_bad_override_is_refused_before_anything_is_made() -> None:
     with pytest.raises(RecipeError, match=r"stage\.stepz"):
         make_plan(["stage.stepz=1"], gpus=0)

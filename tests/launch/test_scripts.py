@@ -87,6 +87,12 @@ def test_there_is_one_process_a_visible_gpu(tmp_path: Path, gpus: str, processes
     assert f"--nproc-per-node={processes}" in started.splitlines()
 
 
+def test_more_processes_than_gpus_are_refused(tmp_path: Path) -> None:
+    arguments = ["--config-name", "quickstart_stage1"]
+    done, started = run(tmp_path, "torchrun.sh", *arguments, CUDA_VISIBLE_DEVICES="0", NPROC_PER_NODE="2")
+    assert done.returncode == 2 and "shows 1 GPU(s)" in done.stderr and started == ""
+
+
 def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
     arguments = ["--config-name", "qwen2vl_7b_stage2"]
     nodes = {"NNODES": "8", "NPROC_PER_NODE": "8"}
