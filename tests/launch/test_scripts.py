@@ -104,7 +104,8 @@ def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
     assert "--standalone" not in started
 
 
-def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: str) -> None:
     for name, text in {
         "srun": '#!/usr/bin/env bash\nshift\nexec "$@"\n',
         "scontrol": "#!/usr/bin/env bash\nseq -f node%g 7 20000\n",
@@ -112,6 +113,7 @@ def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "12345"}
+    slurm["SLURM_RESTART_COUNT"] = restarts
     done, started = run(
         tmp_path,
         "train.sbatch",
@@ -124,3 +126,5 @@ def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     expected = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=node7:22345", "--rdzv-id=12345"}
     assert expected <= set(started.splitlines())
+    # A job that was put back in the queue would else be refused: its run has checkpoints.
+    assert ("resume=true" in started.splitlines()) == (restarts == "1")
