@@ -1,7 +1,8 @@
 """Model sizes to and from Hugging Face `config.json`, and the small JSON files that lie beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,34 @@ def _read_vision(vision: Mapping[str, Any], path: Path) -> VisionConfig:
         in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
         layernorm_eps=HF_VISION_EPS,
     )
+
+
+def check_sizes(folder: str | Path, config: ModelConfig, parts: Sequence[str] | None = None) -> None:
+    """Refuse a folder that computes something else than `config`: heads, rotary base and epsilon show in no shape.
+
+    Args:
+        parts: which of vision, merger, language are taken from the folder; None is all that `config` has.
+
+    Raises:
+        ValueError: each value that differs, the folder's first.
+    """
+    theirs = config_from_hf(folder, config.name)
+    taken = config.parts if parts is None else parts
+    pairs: list[tuple[str, Any, Any]] = []
+    if "language" in taken:
+        pairs.append(("language", theirs.language, config.language))
+    if {"vision", "merger"} & set(taken):
+        pairs.append(("vision", theirs.vision, config.vision))
+    # How far positions may go is no weight's matter, and a head of its own shows as a tensor.
+    free = {"max_positions", "tie_embeddings"} | ({"mrope_section"} if theirs.vision is None else set())
+    wrong = [
+        f"model.{part}.{field.name} is {getattr(found, field.name, None)} there and {getattr(ours, field.name)} here"
+        for part, found, ours in pairs
+        for field in fields(ours)
+        if field.name not in free and getattr(found, field.name, None) != getattr(ours, field.name)
+    ]
+    if wrong:
+        raise ValueError(f"{folder} is another model than {config.name}: {'; '.join(wrong)}")
 
 
 def declared_ids(folder: str | Path) -> dict[str, int]:

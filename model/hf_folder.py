@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.hf_config import generation_config, hf_config, preprocessor_config, read_json, special_ids
+from model.hf_config import check_sizes, generation_config, hf_config, preprocessor_config, read_json, special_ids
 from model.hf_weights import Piece, canonical_shape, hf_pieces, published_name, to_hf
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def load_hf_into(
     Raises:
         ValueError: the folder does not fit `config`; the same on every rank, whatever it holds.
     """
+    check_sizes(folder, config, parts)
     with HfReader(folder, config, parts) as reader:
         known = set(reader.names())
         for local_name, box in boxes.items():

@@ -1,12 +1,13 @@
 """Model folders that cannot be read or written, and the small files beside the weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.config import LanguageConfig, ModelConfig
-from model.hf_config import config_from_hf, declared_ids
+from model.hf_config import check_sizes, config_from_hf, declared_ids
 from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights
 
 
@@ -57,3 +58,23 @@ def test_image_processor_reads_the_preprocessor_file(tmp_path: Path, tokenizer_f
 def test_declared_ids_are_read_for_the_tokenizer_check(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"image_token_id": 9, "vision_end_token_id": 4, "hidden_size": 8}')
     assert declared_ids(tmp_path) == {"image_pad": 9, "vision_end": 4}
+
+
+def test_a_folder_of_the_same_shapes_that_computes_something_else_is_refused(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
+    check_sizes(folder, TINY)
+    halves = replace(LANGUAGE, rope_theta=1e6, num_heads=12, num_kv_heads=4, mrope_section=(1, 1, 0))
+    other = replace(TINY, language=halves, vision=replace(VISION, num_heads=2))
+    with pytest.raises(ValueError, match=r"(?s)language\.num_heads is 6 there and 12 here.*rope_theta.*vision\.num_h"):
+        check_sizes(folder, other)
+    check_sizes(folder, replace(other, vision=VISION), ["vision", "merger"])
+
+
+def test_a_plain_language_model_gives_its_part_alone(tmp_path: Path, tokenizer_folder: Path) -> None:
+    plain = ModelConfig(name="plain", language=LANGUAGE)
+    folder = export(tmp_path / "hf", plain, random_weights(plain), tokenizer_folder)
+    check_sizes(folder, TINY, ["language"])  # whatever its sections are: text rotates alike on all axes
+    with pytest.raises(ValueError, match=r"vision\.depth is None there"):
+        check_sizes(folder, TINY)
