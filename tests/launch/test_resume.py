@@ -116,6 +116,14 @@ def test_a_moved_run_goes_on_where_it_is_now(run_dir: Path, tmp_path: Path) -> N
     assert plan_resume(tmp_path / "here").run.run_dir == str((tmp_path / "here").resolve())
 
 
+def test_a_layout_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    run = compose("quickstart_stage2", ["parallel=tp2_pp2", "parallel.split=[1,3]"])
+    save(replace(run, run_dir=str(tmp_path)), 1)
+    for layout in ("single", "pp2", "tp2"):
+        parallel = plan_resume(tmp_path, [f"parallel={layout}"]).run.parallel
+        assert parallel == compose("quickstart_stage2", [f"parallel={layout}"]).parallel
+
+
 def test_print_shows_the_recipe_and_starts_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["resume", str(run_dir), "--print", "log.every_steps=3"])
