@@ -7,9 +7,11 @@ import traceback
 import hydra
 from omegaconf import DictConfig
 
+from data.errors import ShardFault
 from parallel.world import distributed, world_size_from_launcher
 from train.agreement import CheckpointError
 from train.resolve import loosen, to_run_config
+from train.step import NonFiniteStep
 from train.trainer import Trainer
 
 
@@ -20,7 +22,7 @@ def main(raw: DictConfig) -> None:
         run = to_run_config(raw, world_size_from_launcher())
         with distributed(run.parallel, run.seed) as groups:
             Trainer(run, groups).fit()
-    except (ValueError, CheckpointError) as fault:
+    except (ValueError, CheckpointError, ShardFault, NonFiniteStep) as fault:
         place = traceback.extract_tb(fault.__traceback__)[-1]
         print(f"[rank {os.environ.get('RANK', '0')}] {fault} ({place.filename}:{place.lineno})", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,6 +9,13 @@ from data.plan import Plan, check_same_plan
 from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from train.commits import attempts, open_commit
 from train.config import RunConfig
+from train.resolve import from_yaml
+
+# What shapes of weights follow from; rotary bases and the like may change from one stage to the next.
+_SIZES = {
+    "language": ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_size", "vocab_size", "tie_embeddings"),
+    "vision": ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size", "temporal_patch_size"),
+}
 
 
 def open_data(run: RunConfig) -> tuple[Tokenizer, list[Index], Plan]:
@@ -73,7 +80,26 @@ def _first_weights(run: RunConfig) -> None:
     if run.resume:
         return
     source = run.init.from_run
-    if source and not any(attempt.sealed for attempt in attempts(source)):
+    if not source:
+        return
+    sealed = [attempt for attempt in attempts(source) if attempt.sealed]
+    if not sealed:
         raise ValueError(
             f"init.from_run={source} has no finished checkpoint; train that run first, or point init.from_run at one"
         )
+    theirs = from_yaml(open_commit(sealed[0].path).recipe).model
+    taken = [part for part in run.model.parts if part not in run.init.fresh]
+    if absent := [part for part in taken if part not in theirs.parts]:
+        raise ValueError(f"init.from_run={source} has no {', '.join(absent)}; set init.fresh=[{','.join(absent)}]")
+    wrong = [
+        f"model.{part}.{key} is {getattr(theirs_part, key)} there and {getattr(ours, key)} here"
+        for part, ours, theirs_part in (
+            ("language", run.model.language, theirs.language),
+            ("vision", run.model.vision, theirs.vision),
+        )
+        if part in taken and ours is not None and theirs_part is not None
+        for key in _SIZES[part]
+        if getattr(ours, key) != getattr(theirs_part, key)
+    ]
+    if wrong:
+        raise ValueError(f"init.from_run={source} holds another model: {'; '.join(wrong)}")

@@ -12,7 +12,7 @@ from tests.harness.runs import make_data, write_recipe
 from train.checkpoint import save_commit
 from train.config import InitConfig, RunConfig
 from train.ready import file_faults, open_data
-from train.resolve import compose
+from train.resolve import compose, to_yaml
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return replace(compose(recipe.name, folder=recipe.folder), run_dir=str(folder / "run"))
 
 
-def save(run_dir: Path, plan: object) -> None:
+def save(run_dir: Path, plan: object, recipe: str = "") -> None:
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
-    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, "", tp_rank=0, keep=1)
+    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, recipe, tp_rank=0, keep=1)
 
 
 def test_a_run_that_has_all_it_needs_is_not_refused(run: RunConfig) -> None:
@@ -65,3 +65,18 @@ def test_going_on_needs_a_checkpoint_with_the_same_data(run: RunConfig, tmp_path
     save(tmp_path, plan.identity)
     assert file_faults(again) == []
     assert "window was 16 and is 17" in file_faults(replace(again, data=replace(run.data, window=17)))[0]
+
+
+def test_first_weights_of_another_model_are_told_by_their_sizes(run: RunConfig, tmp_path: Path) -> None:
+    save(tmp_path / "whole", {}, to_yaml(run))
+    language = replace(run.model.language, ffn_size=run.model.language.ffn_size * 2)
+    starts = replace(run, init=InitConfig(from_run=str(tmp_path / "whole")))
+    assert file_faults(starts) == []
+    told = file_faults(replace(starts, model=replace(run.model, language=language)))[0]
+    assert f"model.language.ffn_size is {run.model.language.ffn_size} there and {language.ffn_size} here" in told
+
+    stage = replace(run.stage, trainable=("language",), learning_rates={"language": 1e-3})
+    save(tmp_path / "text", {}, to_yaml(replace(run, model=replace(run.model, vision=None), stage=stage)))
+    starts = replace(run, init=InitConfig(from_run=str(tmp_path / "text")))
+    assert "has no vision, merger; set init.fresh=[vision,merger]" in file_faults(starts)[0]
+    assert file_faults(replace(starts, init=replace(starts.init, fresh=("vision", "merger")))) == []
