@@ -1,4 +1,4 @@
-"""Start and end of a process's part in a world; with CPU, the only file that names a device."""
+"""Start and end of a process's part in a world, and the device it computes on."""
 
 import os
 from collections.abc import Iterator
