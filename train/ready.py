@@ -79,6 +79,11 @@ def _data(run: RunConfig) -> None:
 def _first_weights(run: RunConfig) -> None:
     if run.resume:
         return
+    taken = [part for part in run.model.parts if part not in run.init.fresh]
+    if run.init.from_hf:
+        from model.hf_config import check_sizes  # as in _declared
+
+        check_sizes(run.init.from_hf, run.model, taken)
     source = run.init.from_run
     if not source:
         return
@@ -88,7 +93,6 @@ def _first_weights(run: RunConfig) -> None:
             f"init.from_run={source} has no finished checkpoint; train that run first, or point init.from_run at one"
         )
     theirs = from_yaml(open_commit(sealed[0].path).recipe).model
-    taken = [part for part in run.model.parts if part not in run.init.fresh]
     if absent := [part for part in taken if part not in theirs.parts]:
         raise ValueError(f"init.from_run={source} has no {', '.join(absent)}; set init.fresh=[{','.join(absent)}]")
     wrong = [
