@@ -56,7 +56,7 @@ def plan_resume(
     """
     run_dir = run_dir.resolve()
     try:
-        commit = find_commit(run_dir, tell=lambda reason: print(f"passed over: {reason}", file=sys.stderr))
+        commit = find_commit(run_dir, tell=lambda reason: print(reason, file=sys.stderr))
     except ValueError as fault:
         raise ResumeError(str(fault)) from fault
     processes = processes or commit.state.get("world_size")
@@ -65,7 +65,8 @@ def plan_resume(
     if saved.stop_after_steps is not None and saved.stop_after_steps <= commit.step and not _names_stop(overrides):
         given.append("stop_after_steps=null")  # that stop has been made
     if (ROOT / saved.run_dir).resolve() != run_dir:
-        given.append(f"run_dir={run_dir}")  # the folder was moved
+        quoted = str(run_dir).replace("'", "\\'")  # Hydra reads = , ( and more in a bare value
+        given.append(f"run_dir='{quoted}'")  # the folder was moved
     run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=processes)
     changed = list(changes(saved, run))
     moved = [line for line in changed if line.startswith("data.")]

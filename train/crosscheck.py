@@ -20,7 +20,7 @@ def world_faults(run: RunConfig, world_size: int) -> list[str]:
     try:
         data_size = run.parallel.data_size(world_size)
     except ValueError as fault:
-        return [str(fault)]
+        return [f"{fault} (NPROC_PER_NODE of launch/torchrun.sh, --processes of triptych resume)"]
     if run.data.rows_per_step % data_size:
         lower = run.data.rows_per_step // data_size * data_size
         return [

@@ -96,7 +96,9 @@ def from_yaml(text: str) -> RunConfig:
 
 def _is_plain(argument: str, groups: set[str]) -> bool:
     key = argument.split("=", 1)[0]
-    return "=" not in argument or argument.startswith(("-", "+", "~")) or key in groups or key.startswith("hydra")
+    # No key of a recipe has a slash: that is the folder of --config-path, which may have any name.
+    marked = argument.startswith(("-", "+", "~"))
+    return "=" not in argument or marked or "/" in key or key in groups or key.startswith("hydra")
 
 
 def _plain(value: Any) -> Any:

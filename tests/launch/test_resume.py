@@ -112,8 +112,10 @@ def test_a_moved_run_goes_on_where_it_is_now(run_dir: Path, tmp_path: Path) -> N
     moved.symlink_to(run_dir)
     assert plan_resume(moved).run.run_dir == str(run_dir)
     save(replace(compose("quickstart_stage2", PINNED), run_dir=str(tmp_path / "elsewhere")), 1)
-    (tmp_path / "elsewhere").rename(tmp_path / "here")
-    assert plan_resume(tmp_path / "here").run.run_dir == str((tmp_path / "here").resolve())
+    for name in ("here", "it's a=b, (1)"):
+        (tmp_path / "elsewhere").rename(tmp_path / name)
+        assert plan_resume(tmp_path / name).run.run_dir == str((tmp_path / name).resolve())
+        (tmp_path / name).rename(tmp_path / "elsewhere")
 
 
 def test_a_layout_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:

@@ -129,8 +129,18 @@ def test_a_key_that_the_recipe_leaves_at_its_default_can_be_set() -> None:
 
 
 def test_group_choices_and_flags_stay_as_they_are() -> None:
-    given = ["--config-name", "a", "model=tiny", "+x=1", "~y", "hydra.verbose=true", "stage.steps=3", "--print=x=1"]
-    assert loosen(given) == [*given[:6], "++stage.steps=3", given[7]]
+    given = [
+        "--config-name",
+        "a",
+        "model=tiny",
+        "+x=1",
+        "~y",
+        "hydra.verbose=true",
+        "stage.steps=3",
+        "--print=x=1",
+        "/a=b/c",
+    ]
+    assert loosen(given) == [*given[:6], "++stage.steps=3", *given[7:]]
 
 
 def test_a_saved_recipe_composes_to_the_same_run(tmp_path) -> None:
