@@ -28,3 +28,14 @@ def one_process(worlds: Worlds) -> Callable[[str], list[Record]]:
         return known[stage]
 
     return record
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests are skipped, by name, on a host without CUDA."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
