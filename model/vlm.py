@@ -49,7 +49,7 @@ class VisionLanguageModel(torch.nn.Module):
         self.sequence_parallel = parallel.sequence_parallel
         self.vision: VisionTower | None = None
         self.merger: Merger | None = None
-        if config.vision is not None and groups.is_first_stage:
+        if config.vision is not None and groups.is_first_pipeline_stage:
             self.vision = VisionTower(config.vision, parallel, groups, dtype)
             self.merger = Merger(config.vision, config.language.hidden_size, groups.device, dtype)
         split = language_split(config, parallel)
@@ -66,7 +66,7 @@ class VisionLanguageModel(torch.nn.Module):
             input_ids=None,
             position_ids=row.positions,
             attention_mask=None,
-            decoder_input=self.embed(row) if self.groups.is_first_stage else None,
+            decoder_input=self.embed(row) if self.groups.is_first_pipeline_stage else None,
             labels=row.targets if with_loss else None,
             packed_seq_params=row.segments,
         )

@@ -48,7 +48,7 @@ def share_pixels(pixels: Tensor | None, shape: tuple[int, int], dtype: torch.dty
 
     Returns None on other pipeline stages and for a microbatch without pictures.
     """
-    if not groups.is_first_stage or shape[0] == 0:
+    if not groups.is_first_pipeline_stage or shape[0] == 0:
         return None
     if groups.is_reader:
         assert pixels is not None

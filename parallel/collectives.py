@@ -20,7 +20,7 @@ def all_true(value: bool) -> bool:
     return bool(flag.item())
 
 
-def from_last_stage(groups: Groups, values: list[float]) -> list[float]:
+def from_last_pipeline_stage(groups: Groups, values: list[float]) -> list[float]:
     """Give numbers that only the last pipeline stage knows to its whole pipeline."""
     if groups.pp_size == 1:
         return values

@@ -54,17 +54,17 @@ class Groups:
         return self.grid.pp_size
 
     @property
-    def is_first_stage(self) -> bool:
+    def is_first_pipeline_stage(self) -> bool:
         return self.pp_rank == 0
 
     @property
-    def is_last_stage(self) -> bool:
+    def is_last_pipeline_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
     @property
     def is_reader(self) -> bool:
         """Whether this rank reads the data of its replica: tensor rank 0 of the first pipeline stage."""
-        return self.is_first_stage and self.tp_rank == 0
+        return self.is_first_pipeline_stage and self.tp_rank == 0
 
     @property
     def reader_rank(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.plan import StepPlan
 from model.flops import Work
 from model.vlm import Row
-from parallel.collectives import from_last_stage, sum_over
+from parallel.collectives import from_last_pipeline_stage, sum_over
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.zero import ZeroOptimizer
@@ -102,5 +102,5 @@ def forward_backward(parts: StepParts, announced: Announced, targets: int, forwa
         return total * scale, total.detach()
 
     sums = parts.schedule.run(announced.rows, announced.lengths, loss, forward_only=forward_only)
-    replica_sum = float(sum(sums)) if parts.groups.is_last_stage else 0.0
-    return sum_over(parts.groups.dp, from_last_stage(parts.groups, [replica_sum]))[0] / targets
+    replica_sum = float(sum(sums)) if parts.groups.is_last_pipeline_stage else 0.0
+    return sum_over(parts.groups.dp, from_last_pipeline_stage(parts.groups, [replica_sum]))[0] / targets
