@@ -14,6 +14,7 @@ from tests.harness.compare import assemble, compare
 from tests.harness.layouts import MODEL, STAGES, train_on_layout
 from tests.harness.rows import GRIDS, pack, random_sample, random_step
 from tests.prove.context import LAYOUTS, Worlds
+from train.step import NonFiniteStep
 
 VOCABULARY = MODEL.language.vocab_size
 
@@ -53,6 +54,24 @@ def test_a_step_with_nothing_to_learn_is_as_if_it_had_not_been(
         assert len(record.gradients) == 2  # the optimizer was never asked, so moments and decay stood still
     expected, found = weights(without), weights(around)
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def refusal(parallel: ParallelConfig, steps: list[list[PackedRow]]) -> str:
+    """What this rank says of a step that is no number; run in a world."""
+    try:
+        train_on_layout(parallel, "stage2", steps=steps)
+    except NonFiniteStep as fault:
+        return str(fault)
+    return "updated"
+
+
+@pytest.mark.parametrize("layout", ["DP2", "PP2"])
+def test_a_loss_that_is_no_number_stops_every_rank_before_the_update(layout: str, worlds: Worlds) -> None:
+    size, parallel = LAYOUTS[layout]
+    step = random_step(1, 4, VOCABULARY)
+    step[0].patches[:] = np.nan  # on one replica alone
+    said = worlds.run(size, refusal, parallel=parallel, steps=[step])
+    assert set(said) == {said[0]} and said[0].startswith("step 1: loss is nan")
 
 
 @pytest.mark.parametrize(
