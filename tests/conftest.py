@@ -1,4 +1,4 @@
-"""Worlds of processes for the whole session: a start costs seconds a process."""
+"""Worlds of processes for the whole test run: a start costs seconds a process."""
 
 from collections.abc import Callable, Iterator
 
