@@ -1,8 +1,6 @@
 """The cases of the core proof: what each one runs, and the rows that come of it."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,29 +12,10 @@ from tests.harness.parity import expected_step, measure_parity, measure_step
 from tests.harness.runs import STEPS, compare_runs, launch, resume, write_recipe
 from tests.harness.watch import bytes_kept_by_tower, watch_step
 from tests.prove import measures
+from tests.prove.case import Case, Cell
 from tests.prove.context import LAYOUTS, Context
 
 LIMIT = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A value that must not be over its limit."""
-
-    name: str
-    measured: float
-    limit: float
-    unit: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Something that runs once and gives rows."""
-
-    item: int
-    names: tuple[str, ...]
-    """Of the rows, known beforehand so that none can be missing unseen."""
-    run: Callable[[Context], list[Cell]]
 
 
 def all_cases() -> dict[str, Case]:

@@ -11,7 +11,8 @@ import time
 import traceback
 import warnings
 
-from tests.prove.cases import Case, all_cases
+from tests.prove.case import Case
+from tests.prove.cases import all_cases
 from tests.prove.context import Context, Worlds
 from tests.prove.plants import PLANTS
 from tests.prove.rows_out import Ledger, Row, print_head, print_row
