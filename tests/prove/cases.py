@@ -1,6 +1,7 @@
 """The cases of the core proof: what each one runs, and the rows that come of it."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
