@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from model.canonical import Box
-from model.hf_folder import write_hf
 from model.hf_weights import canonical_shape, hf_pieces
+from model.hf_write import write_hf
 from model.init import fill_random
 from train.checkpoint import find_commit
 from train.config import RunConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from model.canonical import Box
 from model.hf_config import config_from_hf
-from model.hf_folder import HfReader
+from model.hf_read import open_hf
 from train.checkpoint import find_commit, save_commit
 from train.commits import attempts, listed_files, open_commit, problems
 from train.config import RunConfig
@@ -66,8 +66,8 @@ def import_hf(folder: str | Path, run: RunConfig) -> Path:
     found = config_from_hf(folder, run.model.name)
     if found != run.model:
         raise ValueError(f"{folder} and the recipe describe two models:\n  {found}\n  {run.model}")
-    with HfReader(folder, run.model) as reader:
-        tensors = {name: reader.read(name) for name in reader.names()}
+    reader = open_hf(folder, run.model)
+    tensors = {name: reader.read(name) for name in reader.names()}
     boxes = {
         name: Box(name=name, global_shape=tuple(tensor.shape), offset=(0,) * tensor.dim(), shape=tuple(tensor.shape))
         for name, tensor in tensors.items()

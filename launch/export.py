@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.hf_folder import write_hf
+from model.hf_write import write_hf
 from train.checkpoint import find_commit
 from train.commits import Commit
 from train.config import RunConfig

@@ -34,6 +34,16 @@ class Piece:
     start: int = 0
     first_row: int = 0
     rows: int
+    frames: int = 1
+    """Over how many frames the stored rows of a 2-D patch convolution are spread, in equal parts (model/clip.py)."""
+
+    def rows_to_entries(self, rows: Tensor) -> Tensor:
+        """Stored rows as entries of the piece's first dim; memory is shared where nothing is spread."""
+        entries = len(rows) * self.shape[0] // self.rows
+        if self.frames > 1:
+            spread = rows.unsqueeze(2) / self.frames
+            rows = spread.expand(-1, -1, self.frames, *spread.shape[3:])
+        return rows.reshape(entries, *self.shape[1:])
 
 
 def _whole(hf_name: str, hf_shape: tuple[int, ...], shape: tuple[int, ...] | None = None) -> tuple[Piece, ...]:

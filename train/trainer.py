@@ -10,7 +10,7 @@ import torch
 from data.loader import Loader, build_reader
 from data.plan import Cursor, Plan
 from model.build import BuiltModel, build_model
-from model.hf_folder import load_hf_into
+from model.hf_read import load_hf_into
 from model.init import fill_random
 from parallel.groups import Groups
 from parallel.schedule import Schedule

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from model.build import BuiltModel, build_model
 from model.config import ModelConfig
 from model.hf_config import hf_config
-from model.hf_folder import load_hf_into
+from model.hf_read import load_hf_into
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, published_name, to_hf
 from parallel.config import ParallelConfig
 from parallel.groups import Groups

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import config_from_hf, special_ids
-from model.hf_folder import INDEX_FILE, HfReader, load_hf_into
+from model.hf_read import load_hf_into, open_hf
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, in_memory_name, published_name, to_hf
+from model.tensor_folder import INDEX_FILE
 from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights, tied
 
 
@@ -152,13 +153,16 @@ def test_reader_gives_every_box(form: str, tmp_path: Path, tokenizer_folder: Pat
     if form == "nested":
         file = folder / "model.safetensors"
         save_file({in_memory_name(name): value for name, value in load_file(file).items()}, file)
-    with HfReader(folder, TINY) as reader:
-        assert set(reader.names()) == set(weights)
-        for name, whole in weights.items():
-            assert reader.shape(name) == tuple(whole.shape)
-            for offset, shape in boxes_of(tuple(whole.shape)):
-                window = tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))
-                assert torch.equal(reader.read(name, offset, shape), whole[window]), (name, offset, shape)
+    reader = open_hf(folder, TINY)
+    assert set(reader.names()) == set(weights)
+    for name, whole in weights.items():
+        assert reader.shape(name) == tuple(whole.shape)
+        assert torch.equal(reader.read(name), whole)
+        for offset, shape in boxes_of(tuple(whole.shape)):
+            window = tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))
+            target = torch.full(shape, math.nan)
+            reader.read_into(target, name, offset)
+            assert torch.equal(target, whole[window]), (name, offset, shape)
 
 
 @dataclass(frozen=True)
@@ -225,11 +229,11 @@ def test_folder_saved_by_transformers_is_read(tmp_path: Path) -> None:
     assert config == TINY
     state = {published_name(name): value for name, value in model.state_dict().items()}
     back: dict[str, Tensor] = {}
-    with HfReader(tmp_path / "theirs", config) as reader:
-        for name in reader.names():
-            canonical = reader.read(name)
-            assert torch.equal(canonical, from_hf(hf_pieces(config)[name], state))
-            back |= to_hf(hf_pieces(config)[name], canonical)
+    reader = open_hf(tmp_path / "theirs", config)
+    for name in reader.names():
+        canonical = reader.read(name)
+        assert torch.equal(canonical, from_hf(hf_pieces(config)[name], state))
+        back |= to_hf(hf_pieces(config)[name], canonical)
     assert set(back) == set(state)
     assert all(torch.equal(back[name], value) for name, value in state.items())
 
@@ -244,10 +248,10 @@ def test_text_model_is_exported_as_qwen2_and_serves_a_model_with_vision(tmp_path
     assert type(model).__name__ == "Qwen2ForCausalLM"
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert config_from_hf(folder).language.tie_embeddings
-    with HfReader(folder, tied(TINY), parts=("language",)) as reader:
-        assert all(torch.equal(reader.read(name), weights[name]) for name in reader.names())
+    reader = open_hf(folder, tied(TINY), parts=("language",))
+    assert all(torch.equal(reader.read(name), weights[name]) for name in reader.names())
     with pytest.raises(ValueError, match=r"missing visual\.patch_embed"):
-        HfReader(folder, tied(TINY))
+        open_hf(folder, tied(TINY))
 
 
 def test_wrong_tensors_are_named(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -259,7 +263,7 @@ def test_wrong_tensors_are_named(tmp_path: Path, tokenizer_folder: Path) -> None
     tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
     save_file(tensors, file)
     with pytest.raises(ValueError) as caught:
-        HfReader(folder, TINY)
+        open_hf(folder, TINY)
     message = str(caught.value)
     assert "missing model.layers.0.self_attn.k_proj.bias (16,)" in message
     assert "visual.merger.ln_q.weight has shape (31,), the model needs (32,)" in message
@@ -272,10 +276,10 @@ def test_a_head_beside_tied_embeddings_must_equal_them(tmp_path: Path, tokenizer
     file = folder / "model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
-    HfReader(folder, config).__exit__(None, None, None)
+    open_hf(folder, config)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
     with pytest.raises(ValueError, match="no place for lm_head"):
-        HfReader(folder, config)
+        open_hf(folder, config)
 
 
 def test_index_cannot_point_outside(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -284,4 +288,4 @@ def test_index_cannot_point_outside(tmp_path: Path, tokenizer_folder: Path) -> N
     index["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
     (folder / INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside of its folder"):
-        HfReader(folder, TINY)
+        open_hf(folder, TINY)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_folder import write_hf
 from model.hf_weights import canonical_shape, hf_pieces
+from model.hf_write import write_hf
 
 VISION = VisionConfig(depth=2, embed_dim=32, num_heads=4)
 LANGUAGE = LanguageConfig(

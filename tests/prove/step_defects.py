@@ -129,7 +129,7 @@ def frozen_tower_in_graph() -> Mend:
 
 def swapped_norms() -> Mend:
     """The two norms of every layer change places at import."""
-    import model.hf_folder
+    import model.hf_read
 
     def make(hf_pieces: Any) -> Any:
         def planted(config: Any) -> Any:
@@ -141,7 +141,7 @@ def swapped_norms() -> Mend:
 
         return planted
 
-    return replace_name(model.hf_folder, "hf_pieces", make)
+    return replace_name(model.hf_read, "hf_pieces", make)
 
 
 def _attention(change: Callable[[Any, Any], tuple[Any, bool]]) -> Mend:

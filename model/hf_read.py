@@ -1,0 +1,161 @@
+"""Weights out of Hugging Face folders, box by box: a rank reads the rows it holds and no others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.hf_config import check_sizes
+from model.hf_weights import Piece, canonical_shape, hf_pieces, published_name
+from model.tensor_folder import TensorFolder
+
+if TYPE_CHECKING:
+    from model.canonical import Box
+
+_FLOATS = ("F32", "BF16", "F16", "F64")
+
+
+class PieceReader:
+    """Canonical tensors of a folder, by a table of the pieces that make them."""
+
+    def __init__(self, folder: TensorFolder, table: Mapping[str, tuple[Piece, ...]]) -> None:
+        self._folder = folder
+        self._table = table
+
+    def names(self) -> list[str]:
+        """Canonical names that `read` answers."""
+        return list(self._table)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Whole canonical shape of `name`."""
+        return canonical_shape(self._table[name])
+
+    def problems(self) -> list[str]:
+        """One entry for each tensor that is missing, of another shape, or no plain floating-point one."""
+        wanted = {piece.hf_name: piece.hf_shape for pieces in self._table.values() for piece in pieces}
+        found = set(self._folder.names())
+        problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in found]
+        for name, shape in wanted.items():
+            if name not in found:
+                continue
+            if self._folder.shape(name) != shape:
+                problems.append(f"{name} has shape {self._folder.shape(name)}, the model needs {shape}")
+            elif self._folder.dtype(name) not in _FLOATS:
+                problems.append(f"{name} is {self._folder.dtype(name)}; quantised weights cannot be trained")
+        return problems
+
+    def read(self, name: str) -> Tensor:
+        """A whole canonical tensor on CPU, in the file's dtype."""
+        with self._folder.open(self._table[name][0].hf_name) as view:
+            dtype = view[:0].dtype
+        whole = torch.empty(self.shape(name), dtype=dtype)
+        self.read_into(whole, name, (0,) * whole.dim())
+        return whole
+
+    @torch.no_grad()
+    def read_into(self, target: Tensor, name: str, offset: Sequence[int]) -> None:
+        """Copy the box of `name` that starts at `offset` and has target's shape into `target`, with its dtype.
+
+        Of a fused or reshaped tensor the rows that cover the box's first dim are read; of any other just the box.
+        Beside `target` at most one stored tensor is in memory.
+        """
+        for piece in self._table[name]:
+            dim = piece.dim
+            start = max(offset[dim], piece.start)
+            stop = min(offset[dim] + target.shape[dim], piece.start + piece.shape[dim])
+            if start >= stop:
+                continue
+            where = [(at, at + size) for at, size in zip(offset, target.shape, strict=True)]
+            where[dim] = (start - piece.start, stop - piece.start)
+            with self._folder.open(piece.hf_name) as view:
+                target.narrow(dim, start - offset[dim], stop - start).copy_(_cut(view, piece, where))
+
+
+def _cut(view: "Tensor", piece: Piece, where: list[tuple[int, int]]) -> Tensor:
+    """Entries `where` of a piece, out of its stored tensor."""
+    extra = len(piece.shape) - len(piece.hf_shape)
+    if extra >= 0 and piece.shape == (1,) * extra + piece.hf_shape:
+        part: Tensor = view[tuple(slice(*bounds) for bounds in where[extra:])]
+        return part.reshape(tuple(stop - start for start, stop in where))
+    per_entry = piece.rows // piece.shape[0]
+    first, last = (piece.first_row + at * per_entry for at in where[0])
+    part = piece.rows_to_entries(view[first:last])
+    return part[(slice(None), *(slice(*bounds) for bounds in where[1:]))]
+
+
+def open_hf(folder: str | Path, config: ModelConfig, parts: Sequence[str] | None = None) -> PieceReader:
+    """A Qwen2-VL or plain Qwen2 folder, in published or transformers' newer names.
+
+    Args:
+        config: sizes the tensors must have.
+        parts: which of vision, merger, language are wanted; None is all that `config` has. A folder of plain Qwen2
+            serves the language part of a model with vision.
+
+    Raises:
+        ValueError: tensors missing, of another shape, or that the model has no place for; all of them are named.
+    """
+    opened = TensorFolder(folder, published_name)
+    whole = hf_pieces(config)
+    table = {name: pieces for name, pieces in whole.items() if parts is None or name.partition(".")[0] in parts}
+    reader = PieceReader(opened, table)
+    known = {piece.hf_name for pieces in whole.values() for piece in pieces}
+    extra = sorted(name for name in opened.names() if name not in known and not name.endswith(".inv_freq"))
+    if config.language.tie_embeddings and "lm_head.weight" in extra and _head_is_tied(opened):
+        extra.remove("lm_head.weight")
+    refuse(folder, config, reader.problems() + [f"no place for {name} {opened.shape(name)}" for name in extra])
+    return reader
+
+
+def refuse(folder: str | Path, config: ModelConfig, problems: Sequence[str]) -> None:
+    """ValueError that names the problems, if there are any."""
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{folder} does not fit model {config.name!r}: {shown}")
+
+
+def _head_is_tied(folder: TensorFolder) -> bool:
+    """Whether a head that was written out is the embedding again. Compared in pieces: both are large."""
+    if folder.shape("lm_head.weight") != folder.shape("model.embed_tokens.weight"):
+        return False
+    with folder.open("lm_head.weight") as head, folder.open("model.embed_tokens.weight") as embedding:
+        rows = folder.shape("lm_head.weight")[0]
+        return all(torch.equal(head[i : i + 4096], embedding[i : i + 4096]) for i in range(0, rows, 4096))
+
+
+def load_hf_into(
+    parameters: Mapping[str, Tensor],
+    boxes: "Mapping[str, Box]",
+    folder: str | Path,
+    config: ModelConfig,
+    parts: Sequence[str] | None = None,
+) -> None:
+    """Copy a Hugging Face folder's weights into this rank's parameters in place, reading only what its boxes hold.
+
+    Args:
+        parameters, boxes: local parameters of this rank and the box of each, by local name.
+        parts: which of vision, merger, language to take; None takes all that `config` has.
+
+    Raises:
+        ValueError: the folder does not fit `config`; the same on every rank, whatever it holds.
+    """
+    check_sizes(folder, config, parts)
+    fill_boxes(parameters, boxes, open_hf(folder, config, parts))
+
+
+def fill_boxes(parameters: Mapping[str, Tensor], boxes: "Mapping[str, Box]", reader: PieceReader) -> None:
+    """Copy every box that `reader` knows into this rank's parameter of it."""
+    for target, box in _known(parameters, boxes, reader):
+        if target.numel():
+            reader.read_into(target, box.name, box.offset)
+
+
+def _known(
+    parameters: Mapping[str, Tensor], boxes: "Mapping[str, Box]", reader: PieceReader
+) -> "Iterator[tuple[Tensor, Box]]":
+    names = set(reader.names())
+    for local_name, box in boxes.items():
+        if box.name in names:
+            yield box.view(parameters[local_name]), box
