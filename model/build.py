@@ -6,6 +6,7 @@ import torch
 
 from model.canonical import Box, canonical_boxes
 from model.config import ModelConfig
+from model.placement import check_layout
 from model.vlm import VisionLanguageModel
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
@@ -28,12 +29,14 @@ def build_model(
 ) -> BuiltModel:
     """Build the pipeline stage with unset weights and freeze every part that `trainable` does not name.
 
-    Raises ValueError when a named part does not exist in this model.
+    Raises ValueError when the model cannot have this layout, or has no part of a name that `trainable` gives.
     """
+    check_layout(config, parallel)
     unknown = set(trainable) - set(config.parts)
     if unknown:
         raise ValueError(f"stage.trainable names {sorted(unknown)}; model {config.name} has {list(config.parts)}")
-    module = VisionLanguageModel(config, parallel, groups, dtype).to(groups.device)  # norms are made on the host
+    with groups.device:  # norms would be made on the host
+        module = VisionLanguageModel(config, parallel, groups, dtype)
     for part in set(config.parts) - set(trainable):
         frozen = module.part(part)
         if frozen is not None:

@@ -76,7 +76,7 @@ def shared_settings(parallel: ParallelConfig, dtype: torch.dtype, device: torch.
         "attention_dropout": 0.0,
         # Weights are filled by canonical name (model/init.py), so that no layout changes them.
         "perform_initialization": False,
-        "use_cpu_initialization": device.type == "cpu",
+        "use_cpu_initialization": device.type != "cuda",
         # These fusions need Apex or TransformerEngine, or compile at the first step.
         "gradient_accumulation_fusion": False,
         "bias_activation_fusion": False,

@@ -80,6 +80,7 @@ def make_groups(config: ParallelConfig, device: torch.device, seed: int) -> Grou
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        create_gloo_process_groups=False,  # for a distributed optimizer that is not used here
         # megatron-core gives subgroups 30 minutes by default, whatever the world's own limit.
         distributed_timeout_minutes=max(1, round(timedelta(seconds=config.timeout_seconds).total_seconds() / 60)),
     )

@@ -75,3 +75,20 @@ def model_parallel(config: ParallelConfig, device: torch.device, seed: int) -> I
         yield make_groups(config, device, seed)
     finally:
         parallel_state.destroy_model_parallel()
+
+
+@contextmanager
+def imagined_rank(config: ParallelConfig, world_size: int, rank: int) -> Iterator[Groups]:
+    """Groups of any rank of a world that does not exist, on the meta device: what a rank would hold costs no memory.
+
+    For processes that have not joined a world. Collectives on these groups do nothing.
+    """
+    assert not dist.is_initialized(), "a process stands for another rank only while it is in no world of its own"
+    if not torch.cuda.is_available():
+        answer_cuda_calls_on_cpu()
+    dist.init_process_group("fake", rank=rank, world_size=world_size)
+    try:
+        with model_parallel(config, torch.device("meta"), seed=0) as groups:
+            yield groups
+    finally:
+        dist.destroy_process_group()

@@ -5,14 +5,13 @@ All of it is arithmetic on the recipe, so it runs before any process group, file
 
 from collections.abc import Iterator
 
-from model.config import ModelConfig
-from parallel.config import ParallelConfig
+from model.placement import layout_faults
 from train.config import RunConfig
 
 
 def cross_faults(run: RunConfig) -> list[str]:
     """One line, with numbers and a cure, for every pair of values that cannot go together."""
-    return [*_parallel(run.model, run.parallel), *_stage(run), *_parts(run), *_pictures(run), *_cadence(run)]
+    return [*layout_faults(run.model, run.parallel), *_stage(run), *_parts(run), *_pictures(run), *_cadence(run)]
 
 
 def world_faults(run: RunConfig, world_size: int) -> list[str]:
@@ -29,37 +28,6 @@ def world_faults(run: RunConfig, world_size: int) -> list[str]:
             f"set data.rows_per_step={lower + data_size}" + (f" or {lower}" if lower else "")
         ]
     return []
-
-
-def _parallel(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
-    language, vision = model.language, model.vision
-    sizes = {
-        "model.language.num_heads": language.num_heads,
-        "model.language.num_kv_heads": language.num_kv_heads,
-        "model.language.ffn_size": language.ffn_size,
-    }
-    if vision:
-        sizes["model.vision.num_heads"] = vision.num_heads
-        sizes["model.vision.embed_dim x mlp_ratio"] = vision.ffn_size
-    for name, size in sizes.items():
-        if size % parallel.tensor:
-            fits = [ways for ways in range(1, parallel.tensor) if all(other % ways == 0 for other in sizes.values())]
-            yield (
-                f"{name}={size} cannot be split over parallel.tensor={parallel.tensor}; "
-                f"{model.name} can be split {' or '.join(map(str, fits))} way(s)"
-            )
-    if parallel.pipeline > language.num_layers:
-        yield (
-            f"parallel.pipeline={parallel.pipeline} pipeline stages for {language.num_layers} language layers leave "
-            f"stages empty; set parallel.pipeline={language.num_layers} or less"
-        )
-    if parallel.split is not None and sum(parallel.split) != language.num_layers:
-        yield (
-            f"parallel.split={list(parallel.split)} places {sum(parallel.split)} layers but {model.name} has "
-            f"{language.num_layers}; change the entries to add up to {language.num_layers}"
-        )
-    if parallel.split is not None and min(parallel.split) < 1:
-        yield f"parallel.split={list(parallel.split)}: every pipeline stage needs at least 1 language layer"
 
 
 def _stage(run: RunConfig) -> Iterator[str]:
