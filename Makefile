@@ -8,7 +8,7 @@ FOLDERS := train model data parallel launch
 # One thread a process: worlds of several processes share few cores, and threads that wait for each other cost more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format prove-core-plants test-gpu clean
+.PHONY: quickstart test check format test-gpu clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m launch.quickstart $(ARGS)
@@ -30,8 +30,8 @@ prove-%: $(STAMP)
 	$(BIN)/python -m tests.prove.$* $(if $(PLANT),--plant $(PLANT)) $(ARGS)
 
 # every planted defect in turn: each has to make the proof fail
-prove-core-plants: $(STAMP)
-	$(BIN)/python -m tests.prove.core --plants
+prove-%-plants: $(STAMP)
+	$(BIN)/python -m tests.prove.$* --plants
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from model.build import BuiltModel, build_model
-from model.config import ModelConfig
+from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import hf_config
 from model.hf_read import load_hf_into
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, published_name, to_hf
@@ -42,6 +42,22 @@ CASES: dict[str, list[list[tuple[int, int, int]]]] = {
     "a packed row of all": [[GRIDS[0]], [GRIDS[0], GRIDS[3], GRIDS[1]], [GRIDS[4]], [], [GRIDS[1], GRIDS[2]]],
 }
 
+WIDE = ModelConfig(
+    name="2B's width",
+    vision=VisionConfig(depth=2, embed_dim=1280, num_heads=16),
+    language=LanguageConfig(
+        hidden_size=1536,
+        num_layers=2,
+        num_heads=12,
+        num_kv_heads=2,
+        ffn_size=8960,
+        vocab_size=151_936,
+        mrope_section=(16, 24, 24),
+        tie_embeddings=True,
+    ),
+)
+"""The 2B with two layers of each tower: 402 M parameters."""
+
 
 @dataclass(kw_only=True)
 class ParityError:
@@ -57,10 +73,10 @@ class ParityError:
         return max(self.loss, self.logits, self.gradient)
 
 
-def measure_parity(tied: bool, cases: list[str] | None = None) -> dict[str, ParityError]:
+def measure_parity(tied: bool, cases: list[str] | None = None, sizes: ModelConfig = MODEL) -> dict[str, ParityError]:
     """Every case in fp32, in a joined world of one process. Error of a gradient: by norm, relative to the larger of its
     own norm and 1e-6 of the whole gradient's."""
-    model = replace(MODEL, language=replace(MODEL.language, tie_embeddings=tied))
+    model = replace(sizes, language=replace(sizes.language, tie_embeddings=tied))
     reference = random_transformers_model(model)
     with tempfile.TemporaryDirectory() as folder, model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         reference.save_pretrained(folder)
@@ -69,18 +85,18 @@ def measure_parity(tied: bool, cases: list[str] | None = None) -> dict[str, Pari
         return {case: _case(reference, built, groups, CASES[case], seed) for seed, case in enumerate(cases or CASES)}
 
 
-def random_transformers_model(model: ModelConfig) -> Any:
+def random_transformers_model(model: ModelConfig, seed: int = 1, std: float = 0.02) -> Any:
     """transformers starts norms at 1 and biases at 0, which would hide swapped ones: here everything is random."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig.from_dict(hf_config(model, IDS, torch.float32))
     reference = Qwen2VLForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
-            parameter.normal_(0.0, 0.02, generator=generator)
+            parameter.normal_(0.0, std, generator=generator)
             if "norm" in name and name.endswith("weight"):
-                parameter.mul_(5.0).add_(1.0)
+                parameter.mul_(0.1 / std).add_(1.0)
     return reference
 
 
@@ -106,14 +122,14 @@ def expected_step(tied: bool) -> tuple[float, dict[str, np.ndarray]]:
         for name, parameter in reference.named_parameters():
             parameter.copy_(published[published_name(name)])
     samples = random_step_samples(100, NUM_ROWS, model.language.vocab_size)
-    loss, _, gradients = _run_transformers(reference, model, [sample for row in samples for sample in row])
+    loss, _, gradients = run_transformers(reference, model, [sample for row in samples for sample in row])
     return loss, {name: gradient.numpy() for name, gradient in gradients.items()}
 
 
 def _case(reference: Any, built: BuiltModel, groups: Groups, grids: list[Any], seed: int) -> ParityError:
     generator = np.random.default_rng(seed)
     samples = [random_sample(generator, built.config.language.vocab_size, sample) for sample in grids]
-    expected_loss, expected_logits, expected = _run_transformers(reference, built.config, samples)
+    expected_loss, expected_logits, expected = run_transformers(reference, built.config, samples)
     announced = announce([pack(samples)], 1, groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
     with torch.no_grad():
         logits = built.module(announced.rows[0], with_loss=False)[0]
@@ -147,7 +163,7 @@ def _mean_loss(row: Any, token_losses: torch.Tensor) -> tuple[torch.Tensor, torc
     return loss, loss.detach()
 
 
-def _run_transformers(reference: Any, config: ModelConfig, samples: list[Any]) -> tuple[float, Any, dict[str, Any]]:
+def run_transformers(reference: Any, config: ModelConfig, samples: list[Any]) -> tuple[float, Any, dict[str, Any]]:
     """Sample by sample: loss over all supervised tokens, joined logits, gradients under canonical names."""
     reference.zero_grad(set_to_none=True)
     num_targets = sum(int((sample["targets"] >= 0).sum()) for sample in samples)

@@ -76,6 +76,10 @@ class Context:
             return self.worlds.run(size, task, **kwargs)
         return self.worlds.run(size, planted, plant=self.plant, measure=task, arguments=kwargs)
 
+    def run_here(self, task: Any, **kwargs: Any) -> Any:
+        """Result of a task in this process, which is in no world, with the planted defect if there is one."""
+        return task(**kwargs) if self.plant is None else planted(self.plant, task, kwargs)
+
     def records(self, stage: str, layout: str) -> list[Record]:
         """What each rank saw of a training stage; run once a layout."""
         if (stage, layout) not in self._records:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.prove import data_defects, step_defects
+from tests.prove.model_defects import MODEL_PLANTS
 from tests.prove.planting import Mend
 
 
@@ -14,7 +15,8 @@ class Plant:
     apply: Callable[[], Mend]
     """Breaks this process; returns how to mend it."""
     cases: tuple[str, ...]
-    """Cases of `tests.prove.core` to run with it; at least one has to fail."""
+    """Cases of its proof to run with it; at least one has to fail."""
+    proof: str = "core"
 
 
 PLANTS = {
@@ -44,3 +46,4 @@ PLANTS = {
     "handshake": Plant(apply=step_defects.handshake, cases=("messages/PP2",)),
     "padded_rows": Plant(apply=data_defects.padded_rows, cases=("messages/PP2",)),
 }
+PLANTS |= {name: Plant(apply=apply, cases=cases, proof="model") for name, (apply, cases) in MODEL_PLANTS.items()}

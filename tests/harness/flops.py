@@ -1,0 +1,38 @@
+"""What torch counts while a real step runs, and the sizes that our own count is made from."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.flops import Work, step_flops
+from parallel.config import ParallelConfig
+from parallel.world import model_parallel, pick_device
+from tests.harness.layouts import MODEL, STAGES, start
+from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample
+from train.batches import RowForm, announce
+from train.step import forward_backward
+
+
+def counted_and_ours(stage: str, forward_only: bool) -> tuple[int, int]:
+    """(torch's count, ours) for one row of three samples: still and clip, clip, text."""
+    generator = np.random.default_rng(0)
+    samples = [random_sample(generator, 301, grids) for grids in ([GRIDS[0], GRIDS[2]], [GRIDS[4]], [])]
+    with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
+        made = start(ParallelConfig(), stage, groups)
+        announced = announce([pack(samples)], 1, groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
+        # The fused CPU kernel is not counted at all.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            forward_backward(made.parts, announced, announced.num_targets, forward_only=forward_only)
+        made.optimizer.close()
+    # megatron-core makes rotary angles by a matrix product of three axes and head_dim / 2 frequencies.
+    angles = 2 * 3 * announced.work.tokens * MODEL.language.head_dim // 2
+    trainable = () if forward_only else STAGES[stage]
+    return counter.get_total_flops() - angles, step_flops(MODEL, trainable, as_torch_counts(announced.work))
+
+
+def as_torch_counts(work: Work) -> Work:
+    """torch counts a causal square in full; ours counts the half that is needed."""
+    return replace(work, token_pairs=2 * work.token_pairs)
