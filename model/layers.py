@@ -77,6 +77,7 @@ def shared_settings(parallel: ParallelConfig, dtype: torch.dtype, device: torch.
         # Weights are filled by canonical name (model/init.py), so that no layout changes them.
         "perform_initialization": False,
         "use_cpu_initialization": device.type != "cuda",
+        "cuda_graph_scope": [],  # the default is deprecated, and says so for each tower
         # These fusions need Apex or TransformerEngine, or compile at the first step.
         "gradient_accumulation_fusion": False,
         "bias_activation_fusion": False,

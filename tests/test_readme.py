@@ -10,7 +10,7 @@ from launch.cli import _parser
 from train.resolve import RECIPES, compose
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md"]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _CODE = re.compile(r"^ {4,}(\S.*)$|`([^`\n]+)`", re.MULTILINE)
 COMMANDS = ("make", "triptych", "launch/torchrun.sh", "sbatch", "python")
