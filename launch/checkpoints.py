@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.canonical import Box
-from model.hf_config import config_from_hf
+from model.hf_config import check_sizes
 from model.hf_read import open_hf
 from train.checkpoint import find_commit, save_commit
 from train.commits import attempts, listed_files, open_commit, problems
@@ -61,11 +61,9 @@ def import_hf(folder: str | Path, run: RunConfig) -> Path:
         run: its run_dir receives the checkpoint, as step 0; its model must be the folder's.
 
     Raises:
-        ValueError: other sizes than the recipe's, or tensors that do not fit.
+        ValueError: other sizes than the recipe's, with both values, or tensors that do not fit, named.
     """
-    found = config_from_hf(folder, run.model.name)
-    if found != run.model:
-        raise ValueError(f"{folder} and the recipe describe two models:\n  {found}\n  {run.model}")
+    check_sizes(folder, run.model)
     reader = open_hf(folder, run.model)
     tensors = {name: reader.read(name) for name in reader.names()}
     boxes = {

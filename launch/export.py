@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from model.hf_write import write_hf
+from data.chat_template import CHAT_TEMPLATE
+from model.hf_write import MAX_SHARD_BYTES, write_hf
 from train.checkpoint import find_commit
 from train.commits import Commit
 from train.config import RunConfig
@@ -10,13 +11,20 @@ from train.resolve import from_yaml
 from train.tensor_store import TensorReader
 
 
-def export(where: str | Path, out_folder: str | Path, *, tokenizer: str | Path | None = None) -> Path:
+def export(
+    where: str | Path,
+    out_folder: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
     """Write the weights of a run's newest usable checkpoint as a folder for transformers' `from_pretrained`.
 
     Args:
         where: a run's folder, or one checkpoint folder.
-        out_folder: is created; must not hold a model yet.
+        out_folder: is created; must be empty.
         tokenizer: the tokenizer folder, if it moved since the run; None takes the recipe's.
+        max_shard_bytes: of a file of weights; one such file is held in memory.
 
     Raises:
         ValueError: there is no usable checkpoint, or transformers cannot express this model.
@@ -33,6 +41,8 @@ def export(where: str | Path, out_folder: str | Path, *, tokenizer: str | Path |
         dtype=dtype,
         min_pixels=run.data.image.min_pixels,
         max_pixels=run.data.image.max_pixels,
+        chat_template=CHAT_TEMPLATE,
+        max_shard_bytes=max_shard_bytes,
     )
 
 

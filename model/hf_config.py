@@ -1,4 +1,4 @@
-"""Model sizes to and from Hugging Face `config.json`, and the small JSON files that lie beside it."""
+"""Model sizes to and from Hugging Face `config.json`, and the special token ids that it names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ SPECIAL_TOKENS = {
     "image": "<|image_pad|>",
     "video": "<|video_pad|>",
 }
+# Published configs name this one too. No text or picture is made of it, so a tokenizer may lack it.
+_OPTIONAL_TOKENS = {"vision_pad": "<|vision_pad|>"}
 # transformers writes these into its modules, so a model that differs cannot be told to it.
 HF_VISION_EPS = 1e-6
 
@@ -33,6 +35,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """One JSON object as these folders have them: indented, UTF-8."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def config_from_hf(folder: str | Path, name: str | None = None) -> ModelConfig:
@@ -50,6 +57,9 @@ def config_from_hf(folder: str | Path, name: str | None = None) -> ModelConfig:
     family = whole.get("model_type")
     if family not in ("qwen2_vl", "qwen2"):
         raise ValueError(f"{path}: model_type is {family!r}; only 'qwen2_vl' and 'qwen2' folders can be read")
+    if whole.get("quantization_config"):
+        kind = whole["quantization_config"].get("quant_method", "some kind")
+        raise ValueError(f"{path}: the weights are quantised ({kind}), which cannot be trained; take the original")
     text = whole.get("text_config") or whole
     language = _read_language(text, whole, path)
     vision = _read_vision(whole["vision_config"], path) if family == "qwen2_vl" else None
@@ -153,7 +163,11 @@ def declared_ids(folder: str | Path) -> dict[str, int]:
 
 
 def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
-    """Ids of `SPECIAL_TOKENS` in a Hugging Face tokenizer folder; ValueError naming each that it lacks."""
+    """Ids of `SPECIAL_TOKENS`, and of `vision_pad` if it is there, in a Hugging Face tokenizer folder.
+
+    Raises:
+        ValueError: names each that the tokenizer lacks.
+    """
     from tokenizers import Tokenizer
 
     path = Path(tokenizer_folder) / "tokenizer.json"
@@ -162,8 +176,8 @@ def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
             f"{path} is missing; a Hugging Face folder needs the tokenizer that the model was trained with"
         )
     tokenizer = Tokenizer.from_file(str(path))
-    found = {role: tokenizer.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}
-    lacking = sorted({SPECIAL_TOKENS[role] for role, number in found.items() if number is None})
+    found = {role: tokenizer.token_to_id(token) for role, token in (SPECIAL_TOKENS | _OPTIONAL_TOKENS).items()}
+    lacking = sorted({token for role, token in SPECIAL_TOKENS.items() if found[role] is None})
     if lacking:
         raise ValueError(f"{path} has no {', '.join(lacking)}; a Qwen2-VL model cannot be described without")
     return {role: number for role, number in found.items() if number is not None}
@@ -199,6 +213,9 @@ def hf_config(config: ModelConfig, ids: Mapping[str, int], dtype: torch.dtype) -
         "initializer_range": 0.02,
         "intermediate_size": language.ffn_size,
         "max_position_embeddings": language.max_positions,
+        # What follows from use_sliding_window being false; older readers look for all three.
+        "max_window_layers": language.num_layers,
+        "sliding_window": language.max_positions,
         "num_attention_heads": language.num_heads,
         "num_hidden_layers": language.num_layers,
         "num_key_value_heads": language.num_kv_heads,
@@ -222,7 +239,8 @@ def _vision_keys(vision: VisionConfig, language: LanguageConfig, ids: Mapping[st
             f"model.vision.layernorm_eps is {vision.layernorm_eps:g}; transformers' Qwen2-VL has {HF_VISION_EPS:g} "
             "written into its code, so the exported model would compute something else"
         )
-    return {
+    optional = {"vision_token_id": ids["vision_pad"]} if "vision_pad" in ids else {}
+    return optional | {
         "rope_scaling": {"type": "mrope", "mrope_section": list(language.mrope_section)},
         "vision_start_token_id": ids["vision_start"],
         "vision_end_token_id": ids["vision_end"],
@@ -239,36 +257,8 @@ def _vision_keys(vision: VisionConfig, language: LanguageConfig, ids: Mapping[st
             "in_channels": vision.in_channels,
             "in_chans": vision.in_channels,
             "patch_size": vision.patch_size,
+            "spatial_patch_size": vision.patch_size,
             "spatial_merge_size": vision.spatial_merge_size,
             "temporal_patch_size": vision.temporal_patch_size,
         },
-    }
-
-
-def generation_config(ids: Mapping[str, int]) -> dict[str, Any]:
-    """generation_config.json: stop at the end of a turn or of a text, and take the likeliest token."""
-    return {
-        "bos_token_id": ids["bos"],
-        "eos_token_id": sorted({ids["eos"], ids["bos"]}),
-        "pad_token_id": ids["pad"],
-        "do_sample": False,
-    }
-
-
-def preprocessor_config(vision: VisionConfig, min_pixels: int, max_pixels: int) -> dict[str, Any]:
-    """preprocessor_config.json. Mean and deviation are CLIP's (notes/peers_and_facts.md 4.2)."""
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2VLProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
     }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from model.canonical import Box
 
 _FLOATS = ("F32", "BF16", "F16", "F64")
+_SHOWN = 24  # problems: two language layers of missing tensors, not thousands
+HEAD = "lm_head.weight"
 
 
 class PieceReader:
@@ -103,26 +105,38 @@ def open_hf(folder: str | Path, config: ModelConfig, parts: Sequence[str] | None
     reader = PieceReader(opened, table)
     known = {piece.hf_name for pieces in whole.values() for piece in pieces}
     extra = sorted(name for name in opened.names() if name not in known and not name.endswith(".inv_freq"))
-    if config.language.tie_embeddings and "lm_head.weight" in extra and _head_is_tied(opened):
-        extra.remove("lm_head.weight")
-    refuse(folder, config, reader.problems() + [f"no place for {name} {opened.shape(name)}" for name in extra])
+    if config.language.tie_embeddings and HEAD in extra and _head_is_tied(opened):
+        extra.remove(HEAD)
+    problems = reader.problems() + [f"no place for {name} {opened.shape(name)}" for name in extra]
+    if any(HEAD in problem for problem in problems):
+        ours = config.language.tie_embeddings
+        problems.append(f"model.language.tie_embeddings is {ours} here and the folder is made for {not ours}")
+    refuse(folder, config, problems)
     return reader
 
 
 def refuse(folder: str | Path, config: ModelConfig, problems: Sequence[str]) -> None:
     """ValueError that names the problems, if there are any."""
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        more = len(problems) - _SHOWN
+        shown = "; ".join(problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(f"{folder} does not fit model {config.name!r}: {shown}")
 
 
 def _head_is_tied(folder: TensorFolder) -> bool:
-    """Whether a head that was written out is the embedding again. Compared in pieces: both are large."""
-    if folder.shape("lm_head.weight") != folder.shape("model.embed_tokens.weight"):
+    """Whether a head that was written out is the embedding again.
+
+    Every rank has to know, and reads both whole; a piece at a time, each mapped anew, so that neither stays in memory.
+    """
+    embedding = "model.embed_tokens.weight"
+    if folder.shape(HEAD) != folder.shape(embedding):
         return False
-    with folder.open("lm_head.weight") as head, folder.open("model.embed_tokens.weight") as embedding:
-        rows = folder.shape("lm_head.weight")[0]
-        return all(torch.equal(head[i : i + 4096], embedding[i : i + 4096]) for i in range(0, rows, 4096))
+    rows = folder.shape(HEAD)[0]
+    for first in range(0, rows, 16384):
+        with folder.open(HEAD) as ours, folder.open(embedding) as theirs:
+            if not torch.equal(ours[first : first + 16384], theirs[first : first + 16384]):
+                return False
+    return True
 
 
 def load_hf_into(

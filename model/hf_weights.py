@@ -150,7 +150,13 @@ def canonical_shape(pieces: tuple[Piece, ...]) -> tuple[int, ...]:
 
 
 def to_hf(pieces: tuple[Piece, ...], tensor: Tensor) -> dict[str, Tensor]:
-    """The Hugging Face tensors that one whole canonical tensor becomes, contiguous."""
+    """The Hugging Face tensors that one whole canonical tensor becomes: contiguous, no two in one memory.
+
+    A tensor of one piece shares its memory with `tensor`: the largest is the vocabulary, and copying it would cost it
+    twice.
+    """
+    if len(pieces) == 1:
+        return {pieces[0].hf_name: tensor.reshape(pieces[0].hf_shape).contiguous()}
     rows: dict[str, list[Tensor]] = {}
     for piece in pieces:
         part = tensor.narrow(piece.dim, piece.start, piece.shape[piece.dim])
