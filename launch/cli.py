@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample: show what a run of it is fed")
     inspect.set_defaults(command=_inspect)
 
+    _add_chat(commands.add_parser("chat", help="talk to a trained model"))
+
+    plan = commands.add_parser("plan", help="size a run: what each rank of its layout holds")
+    plan.add_argument("--config-name", metavar="RECIPE", required=True)
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=4")
+    plan.set_defaults(command=_plan)
+
     quickstart = commands.add_parser("quickstart", help="what `make quickstart` runs")
     quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
     quickstart.set_defaults(command=_quickstart)
@@ -93,6 +100,51 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("overrides", nargs="*", metavar="key=value", help="run_dir=RUN is where it goes")
     importing.add_argument("--config-name", required=True, help="a recipe with this model")
     importing.set_defaults(command=_import)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("where", type=Path, help="run folder, a checkpoint in it, or a Hugging Face folder")
+    for kind, text in (("image", "pictures"), ("video", "clips")):
+        parser.add_argument(
+            f"--{kind}",
+            dest="media",
+            action="extend",
+            nargs="+",
+            default=[],
+            type=_of_kind(kind),
+            metavar="FILE",
+            help=f"{text} that go with the first message",
+        )
+    parser.add_argument("--prompt", help="say this, print the answer and end; default: take turns until the input ends")
+    parser.add_argument("--system", help="system message; default: Qwen2-VL's")
+    parser.add_argument("--tokens", type=_at_least_one, default=512, help="the most an answer may have; default: 512")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="0, the default, takes the likeliest token"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not where the recipe says")
+    parser.set_defaults(command=_chat)
+
+
+def _of_kind(kind: str) -> Callable[[str], tuple[str, Path]]:
+    return lambda text: (kind, Path(text))
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return value
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -160,6 +212,36 @@ def _inspect(options: argparse.Namespace) -> int:
         data = compose(options.config_name).data if options.config_name else None
         _tell(sample_lines(options.source, options.sample, data))
     return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from launch.chat import INTERRUPTED, say, talk
+    from launch.conversation import Conversation, check_files
+    from launch.loaded import load
+
+    try:
+        check_files([path for _, path in options.media])
+        loaded = load(options.where, options.device, options.tokenizer)
+        conversation = Conversation(
+            loaded, system=options.system, tokens=options.tokens, temperature=options.temperature
+        )
+        for kind, path in options.media:
+            conversation.show(kind, path)
+        if options.prompt is None:
+            return talk(conversation)
+        say(conversation, options.prompt)
+        return 0
+    except KeyboardInterrupt:
+        print()
+        return INTERRUPTED
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from model.shards import report_lines, shard_report
+    from train.resolve import compose
+
+    run = compose(options.config_name, options.overrides)
+    return _tell([run.model.name, *report_lines(shard_report(run.model, run.parallel), run.parallel)])
 
 
 def _quickstart(options: argparse.Namespace) -> int:

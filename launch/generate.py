@@ -1,10 +1,10 @@
-"""Greedy generation and loss with a transformers Qwen2-VL, handed our pixels and our position ids at every step.
+"""Generation and loss with a transformers Qwen2-VL or Qwen2, handed our pixels and our position ids at every step.
 
 transformers computes other positions where a clip has more time steps than its grid is wide or high, and its picture
-processor needs torchvision: so neither is used. B prompts, T tokens of the longest, padded on the left.
+processor needs torchvision: so neither is used. B prompts, T tokens of the longest, padded on the left; V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from data.config import IGNORE
 from launch.questions import Prompt
 
 PADDED_TOKENS = 16384  # of a batch: bounds memory, and longer prompts make smaller batches
+Choose = Callable[[Tensor], Tensor]  # logits (B, V) to the ids (B,) that go on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +30,32 @@ class Batch:
     media: dict[str, Tensor]  # pixels and grids by the names that transformers gives them
 
 
-@torch.inference_mode()
+def likeliest(logits: Tensor) -> Tensor:
+    """Greedy choice."""
+    return logits.argmax(dim=-1)
+
+
+def sampled(temperature: float, generator: torch.Generator) -> Choose:
+    """Draw by the probabilities at `temperature`; 0 is the greedy choice, which is also the limit towards 0."""
+    if temperature == 0:
+        return likeliest
+
+    def choose(logits: Tensor) -> Tensor:
+        wide = logits.float()
+        # Less than nothing over a small temperature is minus infinity, a probability of 0; above it would be NaN.
+        shares = ((wide - wide.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+        return torch.multinomial(shares, 1, generator=generator)[:, 0]
+
+    return choose
+
+
 def generate(
     model: Any, prompts: Sequence[Prompt], *, end: Sequence[int], pad: int, most: int, device: str = "cpu"
 ) -> list[list[int]]:
     """Token ids of each prompt's greedy answer, in the order given, without the token of `end` that stopped it.
 
     Args:
-        model: Qwen2VLForConditionalGeneration in eval mode.
+        model: Qwen2VLForConditionalGeneration in eval mode, or Qwen2ForCausalLM for prompts without pictures.
         end: ids that end an answer.
         pad: any id that is not a picture's or clip's.
         most: tokens after which an answer is cut.
@@ -44,9 +63,44 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     for places in _batches(prompts):
         batch = collate([prompts[place] for place in places], pad, device)
-        for place, answer in zip(places, _answer(model, batch, end, most), strict=True):
-            answers[place] = answer
+        for column in stream(model, batch, end=end, most=most):
+            for place, token in zip(places, column, strict=True):
+                if token is not None:
+                    answers[place].append(token)
     return answers
+
+
+@torch.inference_mode()
+def stream(
+    model: Any, batch: Batch, *, end: Sequence[int], most: int, choose: Choose = likeliest
+) -> Iterator[list[int | None]]:
+    """The next id of every prompt, step by step, until all have ended or `most` steps are over.
+
+    None stands where an answer has ended; the ids of `end` are not given out. Arguments as for `generate`.
+    """
+    ends = torch.tensor(list(end), device=batch.tokens.device)
+    # Every axis goes on from the largest id of all three.
+    position = batch.positions.masked_fill(batch.mask[None] == 0, 0).amax(dim=(0, 2)) + 1
+    fed = {"input_ids": batch.tokens, "position_ids": _for(model, batch.positions), **batch.media}
+    mask, cache = batch.mask, None
+    running = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
+    for _ in range(most):
+        out = model(attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **fed)
+        chosen = choose(out.logits[:, -1])
+        running = running & ~torch.isin(chosen, ends)
+        column = torch.where(running, chosen, -1).tolist()
+        if not any(token >= 0 for token in column):
+            return
+        yield [token if token >= 0 else None for token in column]
+        cache = out.past_key_values
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        fed = {"input_ids": chosen[:, None], "position_ids": _for(model, position.expand(3, -1)[..., None])}
+        position = position + 1
+
+
+def _for(model: Any, positions: Tensor) -> Tensor:
+    """(3, B, T) ids as `model` takes them: a plain Qwen2 has one axis, and on text all three are equal."""
+    return positions[0] if model.config.model_type == "qwen2" else positions
 
 
 @torch.inference_mode()
@@ -56,7 +110,7 @@ def mean_loss(model: Any, prompts: Sequence[Prompt], *, pad: int, device: str = 
     for places in _batches(prompts):
         batch = collate([prompts[place] for place in places], pad, device)
         logits = model(
-            input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, **batch.media
+            input_ids=batch.tokens, attention_mask=batch.mask, position_ids=_for(model, batch.positions), **batch.media
         ).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -100,28 +154,6 @@ def _media(prompts: Sequence[Prompt], device: str) -> dict[str, Tensor]:
             media[name] = torch.from_numpy(np.concatenate(pixels[kind])).to(device)
             media[f"{kind}_grid_thw"] = torch.from_numpy(np.stack(grids[kind])).to(device)
     return media
-
-
-def _answer(model: Any, batch: Batch, end: Sequence[int], most: int) -> list[list[int]]:
-    ends = torch.tensor(list(end), device=batch.tokens.device)
-    # Every axis goes on from the largest id of all three.
-    position = batch.positions.masked_fill(batch.mask[None] == 0, 0).amax(dim=(0, 2)) + 1
-    fed = {"input_ids": batch.tokens, "position_ids": batch.positions, **batch.media}
-    mask, cache = batch.mask, None
-    columns: list[Tensor] = []
-    running = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
-    for _ in range(most):
-        out = model(attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **fed)
-        chosen = out.logits[:, -1].argmax(dim=-1)
-        running = running & ~torch.isin(chosen, ends)
-        columns.append(torch.where(running, chosen, -1))
-        if not running.any():
-            break
-        cache = out.past_key_values
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        fed = {"input_ids": chosen[:, None], "position_ids": position.expand(3, -1)[..., None]}
-        position = position + 1
-    return [[token for token in row if token >= 0] for row in torch.stack(columns, dim=1).tolist()]
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:

@@ -22,7 +22,7 @@ ONLY_IN = {
     "omegaconf": ("train/resolve.py", "train/__main__.py"),
     "hydra": ("train/resolve.py", "train/__main__.py"),
     "dacite": ("train/resolve.py",),
-    "transformers": ("launch/score.py", "data/samples/tokenizer.py"),
+    "transformers": ("launch/score.py", "launch/loaded.py", "data/samples/tokenizer.py"),
     "wandb": ("train/metrics.py",),
     "jinja2": ("launch/report.py",),
 }

@@ -10,7 +10,7 @@ import torch
 from data.config import IGNORE, ImageConfig
 from data.positions import mrope_positions
 from data.types import EncodedSample
-from launch.generate import collate, generate, mean_loss
+from launch.generate import collate, generate, mean_loss, sampled
 from launch.questions import Prompt
 
 PAD, VISION_START, IMAGE, VIDEO, TEXT_IDS = 0, 1, 2, 3, 40
@@ -140,3 +140,11 @@ def test_the_loss_of_a_batch_is_that_of_its_tokens(model: Any, prompts: list[Pro
         alone += (-log_probs[wanted != IGNORE]).tolist()
     assert len(alone) == 3 * len(prompts)
     assert mean_loss(model, prompts, pad=PAD) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+def test_temperature_draws_by_probability() -> None:
+    logits = torch.tensor([[0.0, np.log(3.0), -50.0]]).repeat(4000, 1)
+    drawn = sampled(1.0, torch.Generator().manual_seed(0))(logits)
+    assert (drawn == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert set(sampled(1e-9, torch.Generator().manual_seed(0))(logits).tolist()) == {1}
+    assert set(sampled(0.0, torch.Generator())(logits).tolist()) == {1}
