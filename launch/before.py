@@ -9,24 +9,22 @@ from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
 from model.init import fill_random
-from train.checkpoint import find_commit
 from train.config import RunConfig
-from train.tensor_store import TensorReader
+from train.first_weights import open_origins
 
 
 def export_start(run: RunConfig, out_folder: Path) -> Path:
     """Write the weights that the first step of `run` will see, without starting it.
 
-    Parts of `init.fresh` are drawn as the trainer draws them, by (seed, name), the rest comes from `init.from_run`.
-    Raises ValueError if that run has no usable checkpoint.
+    Parts come from where `init` says; those that are drawn are drawn as the trainer draws them, by (seed, name).
+    Raises ValueError if a source cannot be used.
     """
-    if run.init.from_run is None:
-        raise ValueError(f"stage {run.stage.name} does not start from a run; init.from_run is null")
-    reader = TensorReader(find_commit(run.init.from_run).path)
+    origins = {part: origin for origin in open_origins(run) for part in origin.parts}
     shapes = {name: canonical_shape(pieces) for name, pieces in hf_pieces(run.model).items()}
 
     def read(name: str) -> Tensor:
-        if name.partition(".")[0] not in run.init.fresh:
+        reader = origins[name.partition(".")[0]].reader
+        if reader is not None:
             return reader.read(name)
         shape = tuple(shapes[name])
         weight = torch.nn.Parameter(torch.empty(shape))

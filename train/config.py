@@ -1,6 +1,6 @@
 """One run as typed, frozen records. Hydra ends in `train/resolve.py`; everything after it sees these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import DataConfig
@@ -17,6 +17,12 @@ class StageConfig:
     """Parts that learn, out of vision, merger, language. The others get no gradient and no optimizer state."""
     learning_rates: dict[str, float]
     """Peak learning rate of each trainable part."""
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    """Weight decay of a part, where it is not optimizer.weight_decay. Norms and biases are never decayed."""
+    layer_decays: dict[str, float] = field(default_factory=dict)
+    """Factor (0, 1] by which the rate of vision or language falls from each layer to the one below it. The last layer,
+    final norm and head have the part's own rate, embeddings (a tied one too) and patch embedding one factor less than
+    the first layer. Absent: every layer has the part's rate."""
     steps: int | None = None
     """Length in optimizer steps; exactly one of `steps` and `tokens` is given."""
     tokens: int | None = None
@@ -35,20 +41,27 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
-    """Applies to matrices; norms and biases are not decayed."""
+    """Applies to matrices; norms and biases are not decayed. stage.weight_decays has it part by part."""
     clip_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
-    """Where the first weights come from."""
+    """Where the first weights come from, part by part (train/sources.py). Parts that nothing gives are drawn."""
 
     from_run: str | None = None
     """A run folder; its newest checkpoint's weights are taken, never its optimizer."""
     from_hf: str | None = None
     """A Hugging Face Qwen2-VL folder."""
+    language: str | None = None
+    """A Hugging Face Qwen2 causal LM folder, or a Qwen2-VL one of any tower, for the language part alone."""
+    vision: str | None = None
+    """A Hugging Face CLIP folder (CLIP, DFN) for the vision part alone (model/clip.py)."""
+    accept_activation: str | None = None
+    """The `hidden_act` of the `init.vision` folder, where it is not quick_gelu. The tower computes quick_gelu all the
+    same, so such a start is approximate; training has to make up for it."""
     fresh: tuple[str, ...] = ()
-    """Parts drawn at random instead; with neither source all parts are."""
+    """Parts drawn at random although from_run or from_hf has them."""
     std: float = 0.02
     """Standard deviation of random matrices (ours; transformers' initializer_range for this family)."""
 

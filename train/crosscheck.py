@@ -7,11 +7,19 @@ from collections.abc import Iterator
 
 from model.placement import layout_faults
 from train.config import RunConfig
+from train.sources import part_sources
 
 
 def cross_faults(run: RunConfig) -> list[str]:
     """One line, with numbers and a cure, for every pair of values that cannot go together."""
-    return [*layout_faults(run.model, run.parallel), *_stage(run), *_parts(run), *_pictures(run), *_cadence(run)]
+    return [
+        *layout_faults(run.model, run.parallel),
+        *_stage(run),
+        *_parts(run),
+        *_sources(run),
+        *_pictures(run),
+        *_cadence(run),
+    ]
 
 
 def world_faults(run: RunConfig, world_size: int) -> list[str]:
@@ -48,6 +56,14 @@ def _stage(run: RunConfig) -> Iterator[str]:
         value = getattr(run.optimizer, name)
         if value < 0 or (value == 0 and name != "weight_decay"):
             yield f"optimizer.{name}={value:g} must be {'0 or more' if name == 'weight_decay' else 'positive'}"
+    for part, value in stage.weight_decays.items():
+        if value < 0:
+            yield f"stage.weight_decays.{part}={value:g} must be 0 or more"
+    for part, value in stage.layer_decays.items():
+        if part == "merger":
+            yield "stage.layer_decays names merger, which has no layers; vision and language have"
+        elif not 0 < value <= 1:
+            yield f"stage.layer_decays.{part}={value:g} is a share of the layer above; set 0 < d <= 1"
     if not all(0 <= beta < 1 for beta in run.optimizer.betas):
         yield f"optimizer.betas={list(run.optimizer.betas)}; AdamW needs both in [0, 1)"
 
@@ -57,6 +73,8 @@ def _parts(run: RunConfig) -> Iterator[str]:
     lists = {
         "stage.trainable": stage.trainable,
         "stage.learning_rates": tuple(stage.learning_rates),
+        "stage.weight_decays": tuple(stage.weight_decays),
+        "stage.layer_decays": tuple(stage.layer_decays),
         "init.fresh": run.init.fresh,
     }
     for key, named in lists.items():
@@ -73,8 +91,26 @@ def _parts(run: RunConfig) -> Iterator[str]:
             yield f"stage.trainable has {part} but stage.learning_rates gives it {had}; set stage.learning_rates.{part}"
     if not run.init.std > 0:
         yield f"init.std={run.init.std:g} must be more than 0: parts drawn alike would learn alike"
-    if run.init.from_run and run.init.from_hf:
-        yield f"init.from_run={run.init.from_run} and init.from_hf={run.init.from_hf} both give weights; null one"
+
+
+def _sources(run: RunConfig) -> Iterator[str]:
+    init = run.init
+    if init.from_run and init.from_hf:
+        yield f"init.from_run={init.from_run} and init.from_hf={init.from_hf} both give weights; null one"
+    for part, folder in (("language", init.language), ("vision", init.vision)):
+        if folder and part not in run.model.parts:
+            yield f"init.{part}={folder} but {run.model.name} has no {part} part; set init.{part}=null"
+        if folder and part in init.fresh:
+            yield (
+                f"init.{part}={folder} and init.fresh={list(init.fresh)} both give {part}; set init.{part}=null or "
+                f"leave {part} out of init.fresh"
+            )
+    kinds = {source.kind for source in part_sources(run).values()}
+    for kind, folder in (("from_run", init.from_run), ("from_hf", init.from_hf)):
+        if folder and kind not in kinds and not (init.from_run and init.from_hf):
+            yield f"init.{kind}={folder} is left no part to give: {', '.join(run.model.parts)} are named elsewhere"
+    if init.accept_activation and not init.vision:
+        yield f"init.accept_activation={init.accept_activation} is read with init.vision alone; set it to null"
 
 
 def _pictures(run: RunConfig) -> Iterator[str]:

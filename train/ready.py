@@ -1,6 +1,8 @@
 """What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from data.index_file import Index
@@ -10,6 +12,7 @@ from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from train.commits import attempts, open_commit
 from train.config import RunConfig
 from train.resolve import from_yaml
+from train.sources import Source, open_folder, part_sources, parts_by_source
 
 # What shapes of weights follow from; rotary bases and the like may change from one stage to the next.
 _SIZES = {
@@ -34,11 +37,13 @@ def open_data(run: RunConfig) -> tuple[Tokenizer, list[Index], Plan]:
 
 
 def _declared(run: RunConfig) -> dict[str, int]:
-    if run.init.from_hf is None:
+    """Ids of special tokens that the language part of a new run was trained with, where its folder tells them."""
+    source = part_sources(run)["language"]
+    if run.resume or source.where is None or source.kind == "from_run":
         return {}
     from model.hf_config import declared_ids  # brings torch along, which most looks at a recipe do without
 
-    return declared_ids(run.init.from_hf)
+    return declared_ids(source.where)
 
 
 def check_run_folder(run: RunConfig) -> None:
@@ -59,11 +64,14 @@ def check_same_data(saved: dict[str, Any], plan: Plan) -> None:
 
 
 def file_faults(run: RunConfig) -> list[str]:
-    """One entry for each thing that is missing or does not fit; tensors are read by the ranks, not here."""
+    """One entry for each thing that is missing or does not fit. Of weights the headers are read, here, once."""
+    sources = {} if run.resume else parts_by_source(run)
+    looks: list[Callable[[], object]] = [partial(check_run_folder, run), partial(_data, run)]
+    looks += [partial(_first_weights, run, *pair) for pair in sources.items()]
     faults = []
-    for look in (check_run_folder, _data, _first_weights):
+    for look in looks:
         try:
-            look(run)
+            look()
         except (ValueError, OSError) as fault:
             faults.append(str(fault))
     return faults
@@ -76,17 +84,16 @@ def _data(run: RunConfig) -> None:
         check_same_data(open_commit(sealed[0].path).state, plan)
 
 
-def _first_weights(run: RunConfig) -> None:
-    if run.resume:
+def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> None:
+    if source.where is None:
         return
-    taken = [part for part in run.model.parts if part not in run.init.fresh]
-    if run.init.from_hf:
-        from model.hf_config import check_sizes  # as in _declared
+    if source.kind == "from_run":
+        _check_sizes_of_run(run, source.where, parts)
+        return
+    open_folder(run, source, parts)
 
-        check_sizes(run.init.from_hf, run.model, taken)
-    source = run.init.from_run
-    if not source:
-        return
+
+def _check_sizes_of_run(run: RunConfig, source: str, taken: tuple[str, ...]) -> None:
     sealed = [attempt for attempt in attempts(source) if attempt.sealed]
     if not sealed:
         raise ValueError(

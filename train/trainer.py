@@ -9,16 +9,15 @@ import torch
 
 from data.loader import Loader, build_reader
 from data.plan import Cursor, Plan
-from model.build import BuiltModel, build_model
-from model.hf_read import load_hf_into
-from model.init import fill_random
+from model.build import build_model
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import peak_flops
 from train.batches import Batches, RowForm
-from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
+from train.checkpoint import find_commit, load_optimizer, save_commit
 from train.commits import Commit
 from train.config import RunConfig
+from train.first_weights import first_weights
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
 from train.rates import stage_progress
@@ -39,7 +38,7 @@ class Trainer:
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         self.model = build_model(run.model, run.parallel, groups, dtype, run.stage.trainable)
         # Weights come before the optimizer: its fp32 masters are made from them.
-        first_weights(run, self.model, commit)
+        first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
         self.state = TrainState()
         cursor = Cursor()
@@ -113,27 +112,6 @@ class Trainer:
             tp_rank=self.groups.tp_rank,
             keep=self.run.checkpoint.keep,
         )
-
-
-def first_weights(run: RunConfig, model: BuiltModel, commit: Commit | None) -> None:
-    """Fill every parameter: from the commit to go on with, else as `init` says, else at random.
-
-    A new stage takes the previous one's weights in whatever layout suits it, and never its optimizer.
-    """
-    parameters = dict(model.module.named_parameters())
-    if commit is not None:
-        load_weights(commit, parameters, model.boxes)
-        return
-    given = run.init.from_run or run.init.from_hf
-    fresh = set(run.init.fresh) if given else set(model.config.parts)
-    for name, parameter in parameters.items():
-        if model.boxes[name].name.split(".")[0] in fresh:
-            fill_random(parameter, model.boxes[name], run.seed, run.init.std)
-    taken = [part for part in model.config.parts if part not in fresh]
-    if run.init.from_run:
-        load_weights(find_commit(run.init.from_run), parameters, model.boxes, parts=taken)
-    elif run.init.from_hf:
-        load_hf_into(parameters, model.boxes, run.init.from_hf, run.model, parts=taken)
 
 
 def _commit_to_resume(run: RunConfig) -> Commit | None:

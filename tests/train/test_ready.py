@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.canonical import Box
 from parallel.config import ParallelConfig
+from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
 from tests.harness.runs import make_data, write_recipe
 from train.checkpoint import save_commit
 from train.config import InitConfig, RunConfig
@@ -80,3 +82,35 @@ def test_first_weights_of_another_model_are_told_by_their_sizes(run: RunConfig, 
     starts = replace(run, init=InitConfig(from_run=str(tmp_path / "text")))
     assert "has no vision, merger; set init.fresh=[vision,merger]" in file_faults(starts)[0]
     assert file_faults(replace(starts, init=replace(starts.init, fresh=("vision", "merger")))) == []
+
+
+def test_parts_that_do_not_fit_are_told_before_any_process_starts(run: RunConfig, tmp_path: Path) -> None:
+    """Each folder's fault stands by itself: configs and headers are read, no tensor is."""
+    make_clip(tmp_path / "clip", num_hidden_layers=3)
+    make_qwen2(tmp_path / "qwen", replace(run.model.language, vocab_size=301))
+    init = InitConfig(language=str(tmp_path / "qwen"), vision=str(tmp_path / "clip"))
+    vision, language = file_faults(replace(run, init=init))
+    assert "num_hidden_layers is 3 there and model.vision.depth is 2 here" in vision
+    assert f"has 301 embeddings and model.language.vocab_size is {run.model.language.vocab_size}" in language
+    make_clip(tmp_path / "clip", "whole")
+    make_qwen2(tmp_path / "qwen", run.model.language)
+    assert file_faults(replace(run, init=init)) == []
+    save_file({"encoder.layers.0.mlp.fc1.weight": torch.zeros(2)}, tmp_path / "clip" / "model.safetensors")
+    (missing,) = file_faults(replace(run, init=init))
+    assert "missing embeddings.patch_embedding.weight (64, 3, 14, 14)" in missing
+
+
+def test_a_whole_folder_is_held_to_its_tensors_and_to_the_tokenizer(run: RunConfig, tmp_path: Path) -> None:
+    qwen2_vl_folder(tmp_path, run.model)
+    for init in (InitConfig(from_hf=str(tmp_path)), InitConfig(language=str(tmp_path))):
+        told = file_faults(replace(run, init=init))
+        assert len(told) == 1 and "image" in told[0], told  # the folder's ids are not this tokenizer's
+        save(tmp_path / "run", open_data(run)[2].identity)
+        assert file_faults(replace(run, init=init, resume=True, run_dir=str(tmp_path / "run"))) == []
+    assert file_faults(replace(run, init=InitConfig(from_hf=str(tmp_path), fresh=("language",)))) == []
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if name.endswith("merger.ln_q.bias"))]
+    save_file(tensors, file)
+    told = file_faults(replace(run, init=InitConfig(from_hf=str(tmp_path), fresh=("language",))))
+    assert "missing visual.merger.ln_q.bias (64,)" in told[0]

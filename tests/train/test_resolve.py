@@ -60,6 +60,17 @@ REFUSED = {
     "part without a rate": (["~stage.learning_rates.merger"], ["merger", "no rate", "stage.learning_rates.merger"]),
     "part with rate zero": (["stage.learning_rates.merger=0"], ["merger", "rate 0", "stage.learning_rates.merger"]),
     "two sources of weights": (["init.from_hf=a"], ["init.from_run", "init.from_hf", "null"]),
+    "language twice": (
+        ["init.language=a", "init.fresh=[language]"],
+        ["init.language=a", "init.fresh=['language']", "both give language", "init.language=null"],
+    ),
+    "vision twice": (["init.vision=a", "init.fresh=[vision]"], ["init.vision=a", "both give vision"]),
+    "a tower for a model without": (["init.vision=a", "~model.vision"], ["init.vision=a", "no vision part"]),
+    "a run that gives nothing": (
+        ["init.language=a", "init.vision=b", "init.fresh=[merger]"],
+        ["init.from_run", "no part to give"],
+    ),
+    "an activation of nothing": (["init.accept_activation=gelu"], ["init.accept_activation=gelu", "init.vision"]),
     "patch sizes": (["data.image.patch_size=16"], ["patch_size", "14 and 16"]),
     "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "25088", "128"]),
     "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "34", "14112"]),
