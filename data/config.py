@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 IGNORE = -100  # target id that the loss skips
+LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets fewer frames rather than smaller ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,28 +54,26 @@ class VideoConfig:
 
     fps: float = 2.0
     min_frames: int = 4
-    max_frames: int = 768
+    max_frames: int | None = 768
+    """None: as many as fps asks for and max_tokens has room for."""
     min_pixels: int = 128 * 28 * 28
     max_pixels: int = 768 * 28 * 28
     total_pixels: int = int(128000 * 28 * 28 * 0.9)
     max_tokens: int = 16384
-    """Visual tokens a clip may have at most; wins over min_pixels."""
+    """Visual tokens a clip may have at most; wins over min_pixels, and over fps and min_frames."""
     timeout_seconds: float = 30.0
     cache_dir: str | None = None
     cache_bytes: int = 20 * 2**30
 
     def __post_init__(self) -> None:
         _check_pixels("video", self.min_pixels, self.max_pixels, 1)
-        if not (self.fps > 0 and 2 <= self.min_frames <= self.max_frames):
+        if not (self.fps > 0 and 2 <= self.min_frames <= (self.max_frames or self.min_frames)):
             raise ValueError(
                 f"video: need fps > 0 and 2 <= min_frames <= max_frames, got fps {self.fps}, "
                 f"min_frames {self.min_frames}, max_frames {self.max_frames}"
             )
-        if self.max_tokens < self.max_frames // 2:
-            raise ValueError(
-                f"video: max_tokens {self.max_tokens} leaves less than one token for each pair of "
-                f"max_frames {self.max_frames} frames; raise it to at least {self.max_frames // 2} or lower max_frames"
-            )
+        if self.max_tokens < LEAST_TOKENS:
+            raise ValueError(f"video: max_tokens is {self.max_tokens}, a clip needs at least {LEAST_TOKENS}")
         if self.timeout_seconds <= 0 or self.cache_bytes < 0:
             raise ValueError("video: timeout_seconds must be positive and cache_bytes must not be negative")
 

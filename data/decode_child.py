@@ -13,13 +13,15 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 MEMORY_BYTES = 16 << 30
+FRAMES_AT_ONCE = 16
 
 
 class Reader(Protocol):
@@ -29,8 +31,8 @@ class Reader(Protocol):
         """(frames, frames per second, height, width)."""
         ...
 
-    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """uint8 (H, W, 3) each."""
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """uint8 (H, W, 3) each, for ascending `indices`; few at a time, as hours of full-size frames fit no memory."""
         ...
 
 
@@ -46,8 +48,9 @@ class DecordReader:
         height, width, _ = self._reader[0].shape
         return len(self._reader), float(self._reader.get_avg_fps()), height, width
 
-    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
-        return list(self._reader.get_batch(list(indices)).asnumpy())
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        for start in range(0, len(indices), FRAMES_AT_ONCE):
+            yield from self._reader.get_batch(list(indices[start : start + FRAMES_AT_ONCE])).asnumpy()
 
 
 class PyAvReader:
@@ -67,14 +70,14 @@ class PyAvReader:
         count = sum(1 for _ in self._frames())
         return count, float(rate or 0), self._stream.height, self._stream.width
 
-    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
-        wanted, kept = set(indices), {}
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        times = Counter(indices)  # the frame of a one-frame clip is wanted twice
         for number, frame in enumerate(self._frames()):
-            if number in wanted:
-                kept[number] = frame.to_ndarray(format="rgb24")
-            if len(kept) == len(wanted):
-                break
-        return [kept[number] for number in indices]
+            for _ in range(times.pop(number, 0)):
+                yield frame.to_ndarray(format="rgb24")
+            if not times:
+                return
+        raise ValueError(f"the clip ends before frame {min(times)}")
 
 
 def choose_decoder() -> tuple[str, type[DecordReader] | type[PyAvReader]]:
@@ -89,7 +92,7 @@ def choose_decoder() -> tuple[str, type[DecordReader] | type[PyAvReader]]:
         return f"pyav {av.__version__}", PyAvReader
 
 
-def resize_frames(frames: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+def resize_frames(frames: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
     """uint8 (F, height, width, 3): bicubic, each frame by itself."""
     pictures = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
     return np.stack([np.asarray(picture) for picture in pictures])

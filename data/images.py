@@ -1,12 +1,10 @@
-"""Pictures: sizes as pure functions, decoding, and the patches that the vision tower reads.
+"""Pictures: sizes as pure functions, resizing, and the patches that the vision tower reads; files are in pictures.py.
 
-Bit for bit what transformers' `Qwen2VLImageProcessorPil` gives for 8-bit pictures (tests/data/test_images.py).
+Bit for bit what transformers' `Qwen2VLImageProcessorPil` gives for the same pixels (tests/data/test_images.py).
 Shape letters: F frames, H W pixels, P patches, D floats of a patch.
 """
 
-import io
 import math
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -18,7 +16,6 @@ from data.types import Bytes, Float32, Grid
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 200
-MAX_DECODED_PIXELS = 1 << 28  # a compressed bomb must not take the host's memory: 268 M pixels are 0.8 GB
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -46,25 +43,6 @@ def image_grid(height: int, width: int, config: ImageConfig) -> Grid:
     """The grid a picture of this size will have; raises SampleError."""
     rows, columns = smart_resize(height, width, config.factor, config.min_pixels, config.max_pixels)
     return Grid(time=1, height=rows, width=columns, patch_size=config.patch_size, merge_size=config.merge_size)
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) from a picture's header, without decoding it; raises SampleError."""
-    with _open(data) as picture:
-        return picture.height, picture.width
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """RGB picture from PNG, JPEG or WebP bytes; transparency over white; EXIF rotation is not applied.
-
-    16-bit pictures are scaled to 8 bits, where PIL (and so transformers) would saturate them. Raises SampleError.
-    """
-    with _open(data) as picture:
-        try:
-            picture.load()
-            return _to_rgb(picture)
-        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
-            raise SampleError(f"picture cannot be decoded: {error}") from error
 
 
 def resize_image(picture: Image.Image, grid: Grid) -> Bytes:
@@ -98,26 +76,3 @@ def patchify(frames: Bytes, config: ImageConfig, table: Float32, out: Float32) -
     assert view.shape[0] == ordered.shape[0] and out.flags.c_contiguous, (view.shape, ordered.shape)
     for colour in range(3):
         view[:, colour] = table[colour][ordered[:, colour]]
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked below, with our own limit
-            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-    except Exception as error:
-        raise SampleError(f"not a PNG, JPEG or WebP picture: {error}") from error
-    if picture.width * picture.height > MAX_DECODED_PIXELS:
-        raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
-    return picture
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        wide = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        layered = picture.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return picture.convert("RGB")

@@ -9,8 +9,9 @@ import google_crc32c
 from data.decode import ClipDecoder
 from data.encode import TEMPLATE_DIGEST, count_text_tokens, visual_parts
 from data.errors import FormatError, SampleError
-from data.images import MAX_ASPECT, image_size
+from data.images import MAX_ASPECT
 from data.index_file import COLUMNS, KINDS, Index, ShardInfo, digest_chunks, open_index, write_index
+from data.pictures import image_size
 from data.shards import StoredSample, parse_sample, scan_shard
 from data.store import LocalStore, ShardStore, open_store
 from data.tokenizer import Tokenizer
@@ -92,18 +93,24 @@ def measure(raw: RawSample, decoder: ClipDecoder) -> list[MediaSize]:
     for kind, number in visual_parts(raw.content):
         if number not in raw.media:
             raise FormatError(f"part {kind} wants member {number}, there are {sorted(raw.media)}")
-        data = raw.media[number][1]
-        if kind == "image":
-            height, width = image_size(data)
-            size = MediaSize(kind="image", height=height, width=width)
-        else:
-            size = decoder.probe(data)
-            if size.frames < 1 or not size.fps > 0:
-                raise SampleError(f"clip with {size.frames} frames at {size.fps} frames per second")
-        if max(size.height, size.width) > MAX_ASPECT * min(size.height, size.width):
-            raise SampleError(f"{kind} of {size.height}x{size.width} pixels: aspect ratio above {MAX_ASPECT}")
-        sizes.append(size)
+        try:
+            sizes.append(_measure_one(kind, raw.media[number][1], decoder))
+        except SampleError as error:
+            raise SampleError(f"sample {raw.key}, member {number}: {error}") from error
     return sizes
+
+
+def _measure_one(kind: str, data: bytes, decoder: ClipDecoder) -> MediaSize:
+    if kind == "image":
+        height, width = image_size(data)
+        size = MediaSize(kind="image", height=height, width=width)
+    else:
+        size = decoder.probe(data)
+        if size.frames < 1 or not size.fps > 0:
+            raise SampleError(f"clip with {size.frames} frames at {size.fps} frames per second")
+    if max(size.height, size.width) > MAX_ASPECT * min(size.height, size.width):
+        raise SampleError(f"{kind} of {size.height}x{size.width} pixels: aspect ratio above {MAX_ASPECT}")
+    return size
 
 
 def _describe(store: ShardStore, name: str) -> ShardInfo:

@@ -24,7 +24,7 @@ from data.store import ShardStore, open_store
 from data.tokenizer import Tokenizer
 from data.types import MediaSize, RawSample
 
-VERSION = 1
+VERSION = 2  # raise it also when other sizes are measured: 2 turns pictures as EXIF says and opens more formats
 KINDS = ("image", "video")
 COLUMNS = {
     "shard": "<u4",  # (N,) number of the shard in index.json
@@ -129,7 +129,10 @@ def open_index(folder: str | Path) -> Index:
         raise MismatchError(f"no index in {place}; build it with `triptych index {folder} --tokenizer FOLDER`")
     meta = json.loads((place / "index.json").read_text("utf-8"))
     if meta.get("version") != VERSION:
-        raise MismatchError(f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again")
+        raise MismatchError(
+            f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again with "
+            f"`triptych index {folder} --tokenizer FOLDER`"
+        )
     columns = {}
     for name, dtype in COLUMNS.items():
         path = place / f"{name}.npy"

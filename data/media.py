@@ -9,7 +9,8 @@ from data.decode import ClipDecoder
 from data.decode_cache import DecodeCache, clip_key
 from data.encode import media_grid
 from data.errors import SampleError
-from data.images import decode_image, normalisation_table, patchify, resize_image
+from data.images import normalisation_table, patchify, resize_image
+from data.pictures import decode_image
 from data.types import Bytes, Float32, Grid, MediaSize, RawSample
 from data.video import choose_frames
 
@@ -35,9 +36,12 @@ class PatchReader:
         """As `read`, into a slice of a row."""
         place = 0
         for number, size in zip(media, sizes, strict=False):
-            grid = media_grid(size, self._image, self._video)
             data = raw.media[number][1]
-            frames = self._picture(data, size, grid) if size.kind == "image" else self._clip(data, size, grid)
+            try:
+                grid = media_grid(size, self._image, self._video)
+                frames = self._picture(data, size, grid) if size.kind == "image" else self._clip(data, size, grid)
+            except SampleError as error:
+                raise SampleError(f"sample {raw.key}, member {number}: {error}") from error
             patchify(frames, self._image, self._table, out[place : place + grid.num_patches])
             place += grid.num_patches
 

@@ -18,7 +18,7 @@ from data.packing import pack
 from data.permutation import order_key, permute
 from data.types import Int64, MediaSize
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2  # 2: clips are thinned where max_tokens leaves a temporal patch less than 4 tokens
 _INDEX_BITS = 40  # a source may have 2**40 samples, and there may be 2**23 sources, in a signed 64-bit id
 
 
@@ -198,7 +198,8 @@ def sample_lengths(index: Index, image: ImageConfig, video: VideoConfig) -> tupl
         try:
             patches[n] = media_grid(size, image, video).num_patches
         except SampleError as error:
-            raise BudgetError(f"sample {int(np.searchsorted(ends, row, side='right'))}: {error}") from None
+            number = int(np.searchsorted(ends, row, side="right"))
+            raise BudgetError(f"sample {number} at {index.where(number)}: {error}") from None
     totals = np.concatenate([[0], np.cumsum(patches[which.reshape(-1)])])
     per_sample = totals[ends] - totals[np.concatenate([[0], ends[:-1]])]
     tokens = np.asarray(index.columns["num_text_tokens"]).astype(np.int64) + per_sample // image.merge_size**2

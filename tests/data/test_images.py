@@ -1,34 +1,24 @@
-"""Sizes against golden vectors, pixels against transformers."""
+"""Sizes against golden vectors, pixels against transformers. Picture files are in test_pictures.py."""
 
 import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from data.config import ImageConfig
 from data.errors import SampleError
-from data.images import decode_image, image_grid, image_size, normalisation_table, patchify, resize_image, smart_resize
-from tests.data.conftest import picture_bytes
-
-SMALL, LARGE = (56 * 56, 28 * 28 * 1280), (4 * 784, 16384 * 784)
+from data.images import image_grid, normalisation_table, patchify, resize_image, smart_resize
+from data.pictures import decode_image, image_size
+from tests.prove.model_data_golden import GOLDEN_SIZES, SMALL
+from tests.prove.model_data_pictures import exif
 
 
 @pytest.mark.parametrize(
     ("size", "limits", "resized", "patches", "tokens"),
-    [
-        ((224, 224), SMALL, (224, 224), 256, 64),
-        ((480, 640), SMALL, (476, 644), 1564, 391),
-        ((1080, 1920), SMALL, (728, 1316), 4888, 1222),
-        ((1080, 1920), LARGE, (1092, 1932), 10764, 2691),
-        ((2160, 3840), LARGE, (2156, 3836), 42196, 10549),
-        ((14, 14), SMALL, (56, 56), 16, 4),
-        ((28, 28), SMALL, (56, 56), 16, 4),
-        ((42, 42), SMALL, (56, 56), 16, 4),
-        ((70, 70), SMALL, (56, 56), 16, 4),  # 70 / 28 = 2.5 goes to the even 2
-        ((40, 2000), SMALL, (28, 1988), 284, 71),
-        ((30, 5000), SMALL, (28, 5012), 716, 179),
-    ],
+    GOLDEN_SIZES,
 )
 def test_golden_sizes(size: tuple[int, int], limits: tuple, resized: tuple, patches: int, tokens: int) -> None:
     grid = image_grid(*size, ImageConfig(min_pixels=limits[0], max_pixels=limits[1]))
@@ -39,6 +29,22 @@ def test_an_aspect_above_200_is_refused_and_200_is_not() -> None:
     assert smart_resize(10, 2000, 28, *SMALL)[0] == 28
     with pytest.raises(SampleError, match="10x2001"):
         smart_resize(10, 2001, 28, *SMALL)
+    with pytest.raises(SampleError, match="0x7"):
+        smart_resize(0, 7, 28, *SMALL)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(784, 10**6), st.integers(0, 10**7))
+def test_sizes_are_those_of_transformers(height: int, width: int, low: int, more: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as peer
+
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(ValueError, match="aspect ratio"):
+            peer(height, width, 28, low, low + more)
+        with pytest.raises(SampleError, match="aspect ratio"):
+            smart_resize(height, width, 28, low, low + more)
+    else:
+        assert smart_resize(height, width, 28, low, low + more) == peer(height, width, 28, low, low + more)
 
 
 def patches_of(data: bytes, config: ImageConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -57,12 +63,16 @@ def test_pixels_are_those_of_transformers_bit_for_bit() -> None:
     sizes = [(1, 1), (10, 2000), (1500, 9), (29, 700), (3, 400)]
     sizes += [(int(random.integers(5, 420)), int(random.integers(5, 420))) for _ in range(43)]
     for number, (height, width) in enumerate(sizes):
-        mode = ("RGB", "L", "RGBA", "P", "LA", "1")[number % 6]
-        kind = "JPEG" if mode == "RGB" and number % 4 == 0 else "PNG"
+        mode = ("RGB", "L", "RGBA", "P", "LA", "1", "CMYK")[number % 7]
+        kind = "JPEG" if mode == "CMYK" or number % 14 == 0 else "PNG"
         stream = io.BytesIO()
         pixels = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
-        Image.fromarray(pixels).convert(mode).save(stream, kind)
-        expected = peer(Image.open(io.BytesIO(stream.getvalue())), return_tensors="np")
+        turned = b"Exif\0\0" + exif(number % 8 + 1)
+        picture = Image.fromarray(pixels).convert("RGB" if mode == "CMYK" else mode)
+        picture.convert(mode).save(stream, kind, exif=turned)
+        # transformers' load_image turns pictures so before its processor sees them.
+        seen = ImageOps.exif_transpose(Image.open(io.BytesIO(stream.getvalue())))
+        expected = peer(seen, return_tensors="np")
         found, grid = patches_of(stream.getvalue(), config)
         assert grid == tuple(expected["image_grid_thw"][0]), (height, width, mode)
         assert np.array_equal(found, expected["pixel_values"]), (height, width, mode)
@@ -87,17 +97,13 @@ def test_patch_order_is_merge_block_then_colour_frame_y_x() -> None:
                         number += 1
 
 
-def test_sixteen_bit_pictures_are_scaled_not_saturated() -> None:
-    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    stream = io.BytesIO()
-    Image.fromarray(ramp).save(stream, "PNG")
-    grey = np.asarray(decode_image(stream.getvalue()))[..., 0].astype(int)
-    assert np.abs(grey - np.round(ramp / 257)).max() == 0
-
-
-def test_broken_pictures_raise_sample_error() -> None:
-    good = picture_bytes(40, 50)
-    assert image_size(good) == (40, 50)
-    for bad in (b"", b"GIF89a nothing", good[: len(good) // 2], good[:60] + bytes(200) + good[260:]):
-        with pytest.raises(SampleError):
-            decode_image(bad)
+def test_a_picture_is_two_equal_frames() -> None:
+    config = ImageConfig()
+    frame = np.random.default_rng(2).integers(0, 256, (1, 56, 84, 3), dtype=np.uint8)
+    once, twice = np.empty((2, 24, config.patch_dim), dtype=np.float32)
+    table = normalisation_table(config)
+    patchify(frame, config, table, once)
+    patchify(np.concatenate([frame, frame]), config, table, twice)
+    assert np.array_equal(once, twice)
+    halves = once.reshape(24, 3, 2, 14, 14)
+    assert np.array_equal(halves[:, :, 0], halves[:, :, 1])

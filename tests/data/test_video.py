@@ -1,29 +1,18 @@
-"""Frame rules, decoding in a child, and the cache of decoded frames."""
+"""Which frames of a clip are taken and at what size; decoding them is in test_decode.py."""
 
-import logging
 import math
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import decode_child
 from data.config import ImageConfig, VideoConfig
-from data.decode import ClipDecoder
-from data.decode_cache import HEADER_BYTES, DecodeCache, clip_key
-from data.errors import SampleError
-from data.media import PatchReader
-from data.types import MediaSize, RawSample
+from data.encode import media_grid
+from data.types import MediaSize
 from data.video import choose_frames, choose_num_frames, frame_size, video_grid
-from tests.data.conftest import IMAGE, VIDEO, clip_bytes
+from tests.prove.model_data_golden import GOLDEN_CLIPS
 
 DEFAULT = VideoConfig()
 
@@ -45,14 +34,58 @@ def test_frames_are_even_ordered_and_spread_from_first_to_last(frames: int, fps:
     assert chosen.tolist() == exact
 
 
-@given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([2, 4, 64, 300, 768]), st.integers(384, 20000))
-def test_no_clip_passes_its_token_cap(height: int, width: int, count: int, cap: int) -> None:
+@given(
+    st.integers(1, 4000),
+    st.floats(1 / 200, 200),
+    st.integers(1, 10**6),
+    st.floats(0.1, 240),
+    st.integers(4, 20000),
+    st.sampled_from([4, 768, None]),
+)
+def test_no_clip_passes_its_token_cap(
+    side: int, aspect: float, frames: int, fps: float, cap: int, most: int | None
+) -> None:
+    height, width = side, max(1, round(side * aspect))
     if max(height, width) > 200 * min(height, width):
         return
-    video = VideoConfig(max_tokens=cap)
-    rows, columns = frame_size(height, width, count, ImageConfig(), video)
-    assert rows % 28 == 0 and columns % 28 == 0
-    assert rows // 28 * columns // 28 * count // 2 <= cap
+    video = VideoConfig(max_tokens=cap, max_frames=most)
+    grid = video_grid(frames, fps, height, width, ImageConfig(), video)
+    assert grid.height % 28 == 0 and grid.width % 28 == 0
+    assert grid.num_tokens <= cap
+    # min_pixels asks for 128 tokens, so whatever has less was shrunk: never below 4.
+    assert grid.num_tokens // grid.time >= 4
+    chosen = choose_frames(frames, fps, video)
+    assert len(chosen) == 2 * grid.time, "frames taken and grid planned are decided in one place"
+    if frames > 1:
+        assert chosen[0] == 0 and chosen[-1] == frames - 1
+        assert np.ptp(np.diff(chosen)) <= 1, "evenly"
+
+
+@pytest.mark.parametrize(("frames", "most", "height", "width", "taken", "merged"), GOLDEN_CLIPS)
+def test_golden_clips(frames: int, most: int | None, height: int, width: int, taken: int, merged: tuple) -> None:
+    video = VideoConfig(max_frames=most)
+    size = MediaSize(kind="video", height=height, width=width, frames=frames, fps=30.0)
+    grid = media_grid(size, ImageConfig(), video)
+    assert grid.merged == merged
+    assert len(choose_frames(frames, 30.0, video)) == taken
+    # A clip on its side is the same on its side.
+    assert video_grid(frames, 30.0, width, height, ImageConfig(), video).merged == (merged[0], merged[2], merged[1])
+
+
+def test_small_caps_keep_four_tokens_of_the_nearest_shape() -> None:
+    shapes = {}
+    for cap in range(4, 10):
+        rows, columns = frame_size(720, 1280, 2, ImageConfig(), VideoConfig(max_tokens=cap))
+        shapes[cap] = (rows // 28, columns // 28)
+    # 6: rounding down gives 1 x 3; 2 x 3 is the nearest shape to 9:16 that 6 tokens allow, and 5 allow only 2 x 2.
+    assert shapes == {4: (2, 2), 5: (2, 2), 6: (2, 3), 7: (2, 3), 8: (2, 3), 9: (2, 4)}
+
+
+def test_the_cap_wins_over_min_frames_and_a_cap_below_four_is_refused() -> None:
+    video = VideoConfig(max_tokens=9, min_frames=6)
+    assert video_grid(300, 30.0, 720, 1280, ImageConfig(), video).merged == (2, 2, 2)
+    with pytest.raises(ValueError, match="max_tokens is 3, a clip needs at least 4"):
+        VideoConfig(max_tokens=3)
 
 
 def test_frame_sizes_follow_the_written_rules() -> None:
@@ -67,183 +100,3 @@ def test_frame_sizes_follow_the_written_rules() -> None:
     assert grid.num_tokens <= 16384 and grid.time == 384 and grid.num_tokens // grid.time >= 28
     # Small frames grow to min_pixels.
     assert frame_size(48, 64, 4, ImageConfig(), DEFAULT) == (280, 392)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[ClipDecoder]:
-    decoder = ClipDecoder(20.0)
-    yield decoder
-    decoder.close()
-
-
-def test_decord_and_pyav_agree_on_sizes_and_frames(decoder: ClipDecoder, clip: bytes) -> None:
-    size = decoder.probe(clip)
-    assert size == MediaSize(kind="video", height=48, width=64, frames=12, fps=8.0)
-    peer = decode_child.PyAvReader(clip)
-    assert peer.probe() == (12, 8.0, 48, 64)
-    indices = np.array([0, 3, 7, 11])
-    found = decoder.decode(clip, indices, 28, 56)
-    expected = decode_child.resize_frames(decode_child.PyAvReader(clip).frames(indices.tolist()), 28, 56)
-    assert found.shape == (4, 28, 56, 3)
-    assert np.abs(found.astype(int) - expected).max() <= 2
-    assert np.abs(found.mean(axis=(1, 2, 3)) - [10 + i * 235 // 12 for i in indices]).max() < 3
-
-
-def test_a_broken_clip_is_a_sample_error_and_the_child_lives_on(decoder: ClipDecoder, clip: bytes) -> None:
-    for bad in (b"", b"not a clip", clip[: len(clip) // 3]):
-        with pytest.raises(SampleError):
-            decoder.decode(bad, np.array([0, 1]), 28, 28)
-    assert decoder.decode(clip, np.array([0, 11]), 28, 28).shape == (2, 28, 28, 3)
-
-
-def test_a_hanging_decoder_is_killed_at_its_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: bytes
-) -> None:
-    script = tmp_path / "hangs.py"
-    source = Path(decode_child.__file__).read_text()
-    hang = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    main = 'if __name__ == "__main__":'
-    assert main in source
-    script.write_text(source.replace(main, f"{hang}def answer(*_):\n    time.sleep(60)\n\n\n{main}"))
-    decoder = ClipDecoder(0.3)
-    with monkeypatch.context() as patch:
-        patch.setattr(decode_child, "__file__", str(script))
-        start = time.monotonic()
-        with pytest.raises(SampleError, match=r"deadline of 0\.3 s"):
-            decoder.decode(clip, np.array([0, 1]), 28, 28)
-        assert time.monotonic() - start < 10
-    decoder._timeout = 20.0
-    assert decoder.decode(clip, np.array([0, 1]), 28, 28).shape == (2, 28, 28, 3), "a new child takes over"
-    decoder.close()
-
-
-def test_the_child_leaves_with_its_parent() -> None:
-    code = (
-        "import subprocess, sys\n"
-        f"child = subprocess.Popen([sys.executable, '-P', {decode_child.__file__!r}], stdin=subprocess.PIPE, "
-        "stdout=subprocess.PIPE)\n"
-        "child.stdout.read(8)\n"
-        "print(child.pid, flush=True)\n"
-        "import os; os.kill(os.getpid(), 9)\n"
-    )
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stdout)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        if " Z " in Path(f"/proc/{child}/stat").read_text():
-            return  # dead; nobody has collected it yet
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
-
-
-def test_pyav_stands_in_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: bytes
-) -> None:
-    script = tmp_path / "without.py"
-    source = Path(decode_child.__file__).read_text()
-    script.write_text(source.replace("import threading\n", "import threading\nsys.modules['decord'] = None\n"))
-    monkeypatch.setattr(decode_child, "__file__", str(script))
-    decoder = ClipDecoder(20.0)
-    with caplog.at_level(logging.WARNING):
-        assert decoder.probe(clip).frames == 12
-        decoder.close()
-        assert decoder.decode(clip, np.array([0, 1]), 28, 28).shape == (2, 28, 28, 3)
-    decoder.close()
-    assert decoder.name.startswith("pyav")
-    assert sum("decord cannot be imported" in record.message for record in caplog.records) == 1
-
-
-FRAMES = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
-FILE_BYTES = HEADER_BYTES + FRAMES.nbytes
-
-
-def key_of(number: int) -> str:
-    return clip_key(b"clip", np.array([number]), 28, 56, "decord")
-
-
-def test_cache_gives_back_the_frames_to_anyone(tmp_path: Path) -> None:
-    DecodeCache(tmp_path, 10 * FILE_BYTES).put(key_of(0), FRAMES)
-    found = DecodeCache(tmp_path, 10 * FILE_BYTES).get(key_of(0))
-    assert found is not None and np.array_equal(found, FRAMES)
-    assert DecodeCache(tmp_path, 10 * FILE_BYTES).get(key_of(1)) is None
-
-
-@pytest.mark.parametrize("place", [0, 9, 30, 60, 70, HEADER_BYTES, FILE_BYTES - 1, None])
-def test_a_corrupt_or_short_file_is_a_miss_and_goes_away(place: int | None, tmp_path: Path) -> None:
-    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
-    cache.put(key_of(0), FRAMES)
-    (path,) = tmp_path.glob("*/*.clip")
-    data = bytearray(path.read_bytes())
-    if place is None:
-        del data[-1]
-    else:
-        data[place] ^= 1
-    path.write_bytes(data)
-    assert cache.get(key_of(0)) is None
-    assert not path.exists()
-
-
-def test_a_file_under_another_key_is_a_miss(tmp_path: Path) -> None:
-    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
-    cache.put(key_of(0), FRAMES)
-    (path,) = tmp_path.glob("*/*.clip")
-    other = cache._path(key_of(1))
-    other.parent.mkdir(exist_ok=True)
-    path.rename(other)
-    assert cache.get(key_of(1)) is None
-
-
-def test_cache_stays_below_its_bound_and_drops_the_oldest(tmp_path: Path) -> None:
-    bound = 5 * FILE_BYTES
-    cache = DecodeCache(tmp_path, bound)
-    for number in range(5):
-        cache.put(key_of(number), FRAMES)
-        os.utime(cache._path(key_of(number)), (number, number))
-    assert cache.get(key_of(0)) is not None, "reading makes it recent"
-    for number in range(5, 9):
-        cache.put(key_of(number), FRAMES)
-        assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= bound
-    assert cache.get(key_of(8)) is not None and cache.get(key_of(0)) is not None and cache.get(key_of(1)) is None
-    small = DecodeCache(tmp_path / "small", FILE_BYTES - 1)
-    small.put(key_of(0), FRAMES)
-    assert small.get(key_of(0)) is None
-
-
-def test_keys_name_all_that_decides_the_pixels() -> None:
-    base = (b"clip", np.array([0, 1]), 28, 56, "decord 0.6.0")
-    others = [
-        (b"clap", *base[1:]),
-        (base[0], np.array([0, 2]), *base[2:]),
-        (*base[:2], 56, 28, base[4]),
-        (*base[:4], "pyav"),
-    ]
-    assert len({clip_key(*other) for other in [base, *others]}) == 5
-
-
-def test_patches_of_a_clip_come_from_the_cache_the_second_time(tmp_path: Path, clip: bytes) -> None:
-    video = VideoConfig(
-        min_pixels=VIDEO.min_pixels,
-        max_pixels=VIDEO.max_pixels,
-        max_frames=8,
-        cache_dir=str(tmp_path),
-        cache_bytes=10**7,
-    )
-    raw = RawSample(key="k", content={}, media={0: ("mp4", clip)})
-    sizes = [MediaSize(kind="video", height=48, width=64, frames=12, fps=8.0)]
-    reader = PatchReader(IMAGE, video)
-    first = reader.read(raw, (0,), sizes)
-    assert first.shape == (video_grid(12, 8.0, 48, 64, IMAGE, video).num_patches, 1176)
-    (path,) = tmp_path.glob("*/*.clip")
-    stored = path.stat().st_mtime_ns
-    reader._decoder.decode = lambda *_: pytest.fail("decoded again")  # type: ignore[method-assign,assignment]
-    assert np.array_equal(reader.read(raw, (0,), sizes), first)
-    assert path.stat().st_mtime_ns >= stored
-    reader.close()
-
-
-def test_a_one_frame_clip_is_repeated(decoder: ClipDecoder) -> None:
-    clip = clip_bytes(frames=1)
-    size = decoder.probe(clip)
-    indices = choose_frames(size.frames, size.fps, VIDEO)
-    assert indices.tolist() == [0, 0]
-    frames = decoder.decode(clip, indices, 28, 28)
-    assert np.array_equal(frames[0], frames[1])
