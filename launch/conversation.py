@@ -183,8 +183,8 @@ def read_media(kind: MediaKind, path: str | Path, image: ImageConfig, video: Vid
         with _quiet_children():
             sizes = measure(raw, decoder)
             return Media(kind=kind, size=sizes[0], patches=reader.read(raw, [0], sizes))
-    except SampleError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except SampleError as error:  # which may name the member of a stored sample; here that is the file
+        raise ValueError(f"{path}: {str(error).removeprefix(f'sample {raw.key}, member 0: ')}") from error
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}; a clip needs decord or av") from error
     finally:
