@@ -121,6 +121,8 @@ def _png_exif(data: bytes) -> bytes | None:
 def _to_rgb(picture: Any, data: bytes) -> Image.Image:
     if picture.mode in _WIDE or picture.mode == "I":
         return _from_wide(picture)
+    if picture.mode == "La":
+        picture = picture.convert("LA")  # the only way from there
     clear = picture.info.get("transparency")
     if clear is not None and picture.format == "PNG" and picture.mode in ("L", "RGB"):
         depth = data[24]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data.errors import MismatchError, SampleError
+from data.config import ImageConfig, VideoConfig
+from data.errors import BudgetError, MismatchError, SampleError
 from data.index import open_index
 from data.pictures import decode_image, image_size
+from data.plan import sample_lengths
 from data.types import RawSample
 from tests.data.conftest import picture_bytes
 from tests.prove.model_data_pictures import HEIGHT, SCENE, WIDTH, Shown, chunk, exif, gallery, png, save, tiff
@@ -131,6 +133,17 @@ def test_what_is_left_out_is_named_by_shard_key_and_member(make_source: Callable
     assert reasons[0] == "sample long, member 3: image of 2x401 pixels: aspect ratio above 200"
     assert "sample float, member 3: TIFF picture with pixels of mode F" in reasons[1]
     assert "sample no, member 3: not a picture" in reasons[2]
+
+
+def test_the_planner_names_a_sample_that_no_rule_covers(
+    make_source: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {"parts": [{"type": "image", "media": 0}]}
+    samples = [RawSample(key=f"k{n}", content=shown, media={0: ("png", picture_bytes(30, 30 * n))}) for n in (1, 4)]
+    index = open_index(make_source(samples=samples))
+    monkeypatch.setattr("data.images.MAX_ASPECT", 3)
+    with pytest.raises(BudgetError, match=r"sample 1 at mixed-000000.tar\[\d+:\d+\]: picture of 30x120 pixels"):
+        sample_lengths(index, ImageConfig(), VideoConfig())
 
 
 def test_an_index_that_measured_pictures_otherwise_is_refused(make_source: Callable[..., Path]) -> None:

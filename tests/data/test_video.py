@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,24 @@ def test_golden_clips(frames: int, most: int | None, height: int, width: int, ta
     assert len(choose_frames(frames, 30.0, video)) == taken
     # A clip on its side is the same on its side.
     assert video_grid(frames, 30.0, width, height, ImageConfig(), video).merged == (merged[0], merged[2], merged[1])
+
+
+def test_the_docs_table_of_clips_is_right() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data_format.md").read_text()
+    lengths = {"1 frame": 1, "2 s": 60, "128 s": 3840, "129 s": 3870, "25 min": 45000, "3 h": 324000}
+    rows = text.split("| 720x1280 at 30 frames a second |")[1].split("\n\n")[0].splitlines()[2:]
+    seen = 0
+    for row in rows:
+        label, taken, temporal, size, tokens = (cell.strip() for cell in row.strip("|").split("|"))
+        names, _, unlimited = label.partition(", `max_frames: null`")
+        video = VideoConfig(max_frames=None if label != names else 768)
+        assert not unlimited
+        for name in names.split(", and "):
+            seen += 1
+            grid = video_grid(lengths[name], 30.0, 720, 1280, ImageConfig(), video)
+            found = (choose_num_frames(lengths[name], 30.0, video), grid.time, f"{grid.height}x{grid.width}")
+            assert (*map(str, found), str(grid.num_tokens)) == (taken, temporal, size, tokens)
+    assert seen == 8
 
 
 def test_small_caps_keep_four_tokens_of_the_nearest_shape() -> None:

@@ -224,6 +224,14 @@ def _others() -> Iterator[Shown]:
         yield Shown(name=f"TIFF, 16-bit grey, {word}-endian", data=tiff(grey, order), pixels=GREY)
         yield Shown(name=f"TIFF, 16-bit RGB, {word}-endian", data=tiff(colour, order), pixels=SCENE, tolerance=1)
     yield Shown(name="TIFF, 16-bit grey, white is zero", data=tiff(65535 - grey, "<", photometric=0), pixels=GREY)
+    twelve = quarters(*GREYS).astype(int) * 4095 // 255
+    yield Shown(name="TIFF, 12-bit grey", data=tiff(twelve, "<", bits=12), pixels=GREY, tolerance=1)
+    clear, faded = quarters(255, 255, 51, 0), quarters(*GREYS)
+    faded[16:, :32] //= 5  # alpha is multiplied in: a fifth of 160
+    faded[16:, 32:] = 0
+    on_white = np.repeat(quarters(*GREYS[:2], 236, 255), 3, axis=2)
+    data = tiff(np.dstack([faded, clear]), "<", bits=8, extra=1)
+    yield Shown(name="TIFF, grey with alpha multiplied in", data=data, pixels=on_white, tolerance=1)
     yield Shown(name="WebP", data=save(SCENE, "WEBP", lossless=True), pixels=SCENE)
     clear = np.dstack([SCENE, quarters(255, 255, 255, 0)])
     yield Shown(name="WebP with alpha", data=save(clear, "WEBP", lossless=True), pixels=SCENE_ON_WHITE)
@@ -231,25 +239,30 @@ def _others() -> Iterator[Shown]:
     yield Shown(name="BMP, 1 bit", data=save(quarters(0, 255, 255, 0), "BMP", "1"), pixels=BITS)
 
 
-def tiff(samples: np.ndarray, order: str, photometric: int | None = None, form: int = 1, bits: int = 16) -> bytes:
-    """An uncompressed TIFF of (H, W, C) numbers of `bits` bits; form 1 is whole numbers, 3 floats."""
+def tiff(
+    samples: np.ndarray, order: str, photometric: int | None = None, form: int = 1, bits: int = 16, extra: int = 0
+) -> bytes:
+    """An uncompressed TIFF of (H, W, C) numbers of `bits` bits; form 1 is whole numbers, 3 floats; extra 1 is alpha."""
     height, width, colours = samples.shape
     kind = photometric if photometric is not None else 2 if colours == 3 else 1
-    pixels = samples.astype(f"{order}{'f' if form == 3 else 'u'}{bits // 8}").tobytes()
-    entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1), (262, 3, 1, kind), (273, 4, 1, 0),
-        (277, 3, 1, colours), (278, 4, 1, height), (279, 4, 1, len(pixels)), (339, 3, 1, form),
-    ]  # fmt: skip
-    depths = struct.pack(f"{order}{colours}H", *([bits] * colours))
-    after = 8 + 2 + 12 * (len(entries) + 1) + 4
-    entries[4] = (273, 4, 1, after + len(depths))
-    entries.append((258, 3, colours, after if colours > 2 else bits))
-    table = b"".join(_tiff_entry(order, *entry) for entry in sorted(entries))
-    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
-    return head + struct.pack(order + "H", len(entries)) + table + bytes(4) + depths + pixels
-
-
-def _tiff_entry(order: str, tag: int, code: int, count: int, value: int) -> bytes:
-    # A single short stands at the left of the four bytes of the value.
-    form = "HHIHxx" if (code, count) == (3, 1) else "HHII"
-    return struct.pack(order + form, tag, code, count, value)
+    if bits == 12:  # two numbers in three bytes, the upper bits first
+        first, second = samples.reshape(-1, 2).T
+        pixels = (
+            np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+        )
+    else:
+        pixels = samples.astype(f"{order}{'f' if form == 3 else 'u'}{bits // 8}").tobytes()
+    shorts = {259: [1], 262: [kind], 258: [bits] * colours, 277: [colours], 339: [form] * colours}
+    shorts |= {338: [extra]} if extra else {}
+    longs = {256: width, 257: height, 273: 0, 278: height, 279: len(pixels)}
+    table_end = 8 + 2 + 12 * (len(shorts) + len(longs)) + 4
+    beyond = b"".join(struct.pack(f"{order}{colours}H", *shorts[tag]) for tag in (258, 339))
+    longs[273] = table_end + len(beyond)
+    entries = {tag: struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in longs.items()}
+    for tag, values in shorts.items():
+        inline = struct.pack(f"{order}{len(values)}H", *values).ljust(4, b"\0")
+        if len(inline) > 4:
+            inline = struct.pack(order + "I", table_end + beyond.index(inline))
+        entries[tag] = struct.pack(order + "HHI", tag, 3, len(values)) + inline
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, len(entries))
+    return head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4) + beyond + pixels
