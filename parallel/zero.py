@@ -30,6 +30,8 @@ class ParamGroup:
     part: str
     named_parameters: Sequence[tuple[str, torch.nn.Parameter]]
     weight_decay: float
+    rate_factor: float = 1.0
+    """Learning rate as a share of the part's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,7 @@ class ZeroOptimizer:
             if not parameters or (replicated_alone and number == 0 and groups.tp_size > 1):
                 parameters.append(_placeholder(module, number, groups))
             torch_groups.append({"params": parameters, "weight_decay": group.weight_decay, "lr": 0.0})
-        self._parts = [group.part for group in param_groups]
+        self._rates = [(group.part, group.rate_factor) for group in param_groups]
         adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=groups.device.type == "cuda")
         deepspeed_logger.setLevel(logging.ERROR)
         # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler; gloo serves.
@@ -110,8 +112,8 @@ class ZeroOptimizer:
 
     def set_learning_rates(self, rates: dict[str, float]) -> None:
         """Set the rate of each part for the coming step."""
-        for part, group in zip(self._parts, self._zero.param_groups, strict=True):
-            group["lr"] = rates[part]
+        for (part, factor), group in zip(self._rates, self._zero.param_groups, strict=True):
+            group["lr"] = rates[part] * factor
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:

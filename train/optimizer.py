@@ -1,9 +1,24 @@
 """Which parameters share a learning rate and a weight decay."""
 
+from typing import NamedTuple
+
+import torch
+
 from model.build import BuiltModel
+from model.hf_weights import hf_pieces
 from parallel.groups import Groups
 from parallel.zero import ParamGroup, ZeroOptimizer
 from train.config import RunConfig
+from train.rates import layers_below_last
+
+
+class _Key(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    part: str
+    below: int
+    """Layers below the last one; 0 for all of a part without layer-wise decay."""
+    decays: bool
 
 
 def build_optimizer(run: RunConfig, model: BuiltModel, groups: Groups) -> ZeroOptimizer:
@@ -21,22 +36,41 @@ def build_optimizer(run: RunConfig, model: BuiltModel, groups: Groups) -> ZeroOp
 
 
 def param_groups(run: RunConfig, model: BuiltModel) -> list[ParamGroup]:
-    """Two groups a trainable part, matrices and vectors, in the same order on every rank."""
-    found = []
-    for part in model.config.parts:
-        if part not in run.stage.trainable:
-            continue
-        named = [(name, p) for name, p in model.trainable() if name.split(".")[0] == part]
-        # By the shape in the whole model: the canonical box of a fused bias has several dims but is still a vector.
-        matrices = [(name, p) for name, p in named if p.dim() > 1]
-        vectors = [(name, p) for name, p in named if p.dim() <= 1]
-        found.append(
-            ParamGroup(
-                name=f"{part}/matrices",
-                part=part,
-                named_parameters=matrices,
-                weight_decay=run.optimizer.weight_decay,
-            )
+    """Matrices and vectors of each trainable part; with layer-wise decay, of each of its layers.
+
+    Every rank lists the same groups in the same order, whatever its pipeline stage holds of them: they follow from the
+    names in the whole model. The second copy of a tied embedding goes by the embedding's name.
+    """
+    stage = run.stage
+
+    def key_of(name: str) -> _Key:
+        part = name.partition(".")[0]
+        below = layers_below_last(model.config, name) if part in stage.layer_decays else 0
+        return _Key(part, below, decays=not is_vector(name))
+
+    # From the bottom up, matrices first; of a part at a time.
+    keys = sorted({key_of(name) for name in hf_pieces(model.config)}, key=lambda key: (-key.below, not key.decays))
+    members: dict[_Key, list[tuple[str, torch.nn.Parameter]]] = {
+        key: [] for part in model.config.parts for key in keys if key.part == part
+    }
+    for local_name, parameter in model.trainable():
+        members[key_of(model.boxes[local_name].name)].append((local_name, parameter))
+    return [
+        ParamGroup(
+            name=f"{key.part}/{'matrices' if key.decays else 'vectors'}/{key.below} below the last",
+            part=key.part,
+            named_parameters=found,
+            weight_decay=stage.weight_decays.get(key.part, run.optimizer.weight_decay) if key.decays else 0.0,
+            rate_factor=stage.layer_decays.get(key.part, 1.0) ** key.below,
         )
-        found.append(ParamGroup(name=f"{part}/vectors", part=part, named_parameters=vectors, weight_decay=0.0))
-    return found
+        for key, found in members.items()
+        if key.part in stage.trainable
+    ]
+
+
+def is_vector(name: str) -> bool:
+    """Whether a canonical tensor is a norm's weight or a bias, which take no weight decay.
+
+    By name: the canonical box of a fused bias has several dims.
+    """
+    return name.endswith(".bias") or "norm" in name

@@ -98,10 +98,12 @@ def train_on_layout(
     steps: list[list[Any]] | None = None,
     precision: str = "fp32",
     std: float = 0.05,
+    changes: dict[str, Any] | None = None,
 ) -> Record:
     """Train a few steps on this rank of the current world; run it on every rank."""
     with model_parallel(parallel, pick_device(), seed=0) as groups:
-        return _train(start(parallel, stage, groups, model=model, steps=steps, precision=precision, std=std))
+        made = start(parallel, stage, groups, model=model, steps=steps, precision=precision, std=std, changes=changes)
+        return record_steps(made)
 
 
 @dataclass(kw_only=True)
@@ -124,20 +126,27 @@ def start(
     steps: list[list[Any]] | None = None,
     precision: str = "fp32",
     std: float = 0.05,
+    changes: dict[str, Any] | None = None,
 ) -> Stage:
-    """Build one training stage over given rows (default: 5 uneven steps) with every weight filled by its name."""
+    """Build one training stage over given rows (default: 5 uneven steps) with every weight filled by its name.
+
+    `changes` are fields of its StageConfig that are to be otherwise.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     built = build_model(model, parallel, groups, dtype, STAGES[stage])
     for name, parameter in built.module.named_parameters():
         _fill(parameter, built.boxes[name], std)
     run = SimpleNamespace(
-        stage=StageConfig(
-            name=stage,
-            trainable=STAGES[stage],
-            learning_rates=dict.fromkeys(STAGES[stage], 1e-4),
-            steps=NUM_STEPS,
-            warmup=0.0,
-            schedule="constant",
+        stage=replace(
+            StageConfig(
+                name=stage,
+                trainable=STAGES[stage],
+                learning_rates=dict.fromkeys(STAGES[stage], 1e-4),
+                steps=NUM_STEPS,
+                warmup=0.0,
+                schedule="constant",
+            ),
+            **(changes or {}),
         ),
         # eps 1e-6: with 1e-8 rounding of almost-zero gradients (key biases) decides the update's sign.
         optimizer=OptimizerConfig(eps=1e-6, clip_norm=0.5),
@@ -160,7 +169,8 @@ def start(
     return Stage(built=built, optimizer=optimizer, parts=parts, groups=groups, num_steps=len(steps))
 
 
-def _train(made: Stage) -> Record:
+def record_steps(made: Stage) -> Record:
+    """Take the steps that `made` was started with."""
     groups = made.groups
     built, optimizer = made.built, made.optimizer
     frozen_with_gradient: set[str] = set()

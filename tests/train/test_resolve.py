@@ -60,6 +60,12 @@ REFUSED = {
     "part without a rate": (["~stage.learning_rates.merger"], ["merger", "no rate", "stage.learning_rates.merger"]),
     "part with rate zero": (["stage.learning_rates.merger=0"], ["merger", "rate 0", "stage.learning_rates.merger"]),
     "two sources of weights": (["init.from_hf=a"], ["init.from_run", "init.from_hf", "null"]),
+    "decay of no part": (["+stage.weight_decays.visio=0.1"], ["stage.weight_decays", "'visio'", "vision, merger"]),
+    "layers of no part": (["+stage.layer_decays.llm=0.9"], ["stage.layer_decays", "'llm'", "vision, merger, language"]),
+    "layers of the merger": (["+stage.layer_decays.merger=0.9"], ["names merger, which has no layers"]),
+    "negative decay": (["+stage.weight_decays.vision=-0.1"], ["stage.weight_decays.vision=-0.1", "0 or more"]),
+    "layers that stand still": (["+stage.layer_decays.vision=0"], ["stage.layer_decays.vision=0", "0 < d <= 1"]),
+    "layers that rise": (["+stage.layer_decays.vision=1.1"], ["stage.layer_decays.vision=1.1", "0 < d <= 1"]),
     "language twice": (
         ["init.language=a", "init.fresh=[language]"],
         ["init.language=a", "init.fresh=['language']", "both give language", "init.language=null"],
