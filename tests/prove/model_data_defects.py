@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.prove.data_defects import packed_positions
 from tests.prove.planting import Mend, replace_name
 
 
@@ -149,6 +150,7 @@ MODEL_DATA_PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "sizes_rounded_up": (sizes_rounded_up, ("pictures/golden", "pictures/sizes")),
     "nameless_errors": (nameless_errors, ("pictures/named",)),
     "text_after_area": (text_after_area, ("mrope/longer",)),
+    "samples_run_on": (packed_positions, ("mrope/packed",)),
     "height_width_swapped": (height_width_swapped, ("mrope/golden", "mrope/transformers")),
     "cap_off": (cap_off, ("clips/golden", "clips/cap")),
     "thinning_off": (thinning_off, ("clips/golden", "clips/cap")),
