@@ -88,7 +88,7 @@ def test_broken_pictures_raise_sample_error() -> None:
 
 @pytest.mark.parametrize("name", ["JPEG, EXIF orientation 6", "PNG, EXIF after the pixels", "WebP, EXIF"])
 def test_damaged_exif_never_hides_a_picture(name: str) -> None:
-    """The picture is shown, turned or as stored, and its size is known; exif_transpose raises on a third of the PNG and WebP."""
+    """It is shown, turned or as stored, and its size is known. exif_transpose raises on a third of the PNG and WebP."""
     (shown,) = [shown for shown in GALLERY if shown.name == name]
     start = shown.data.index(exif(6))
     random = np.random.default_rng(0)
