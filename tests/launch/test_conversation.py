@@ -99,3 +99,9 @@ def test_an_answer_ends_where_positions_end(loaded: Loaded) -> None:
     talk = talk_of(loaded, tokens=512)
     ask(talk, "left " * 100)
     assert talk.cut is not None and "no position is left" in talk.cut
+
+
+def test_a_clip_needs_a_decoder(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, media: dict[str, Path]) -> None:
+    monkeypatch.setattr(conversation_module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"clip\.mp4: no decoder for clips is installed here; pip install av"):
+        talk_of(loaded).show("video", media["clip.mp4"])
