@@ -70,7 +70,7 @@ def generation_config(ids: Mapping[str, int]) -> dict[str, Any]:
     """generation_config.json: stop at the end of a turn or of a text, and take the likeliest token."""
     return {
         "bos_token_id": ids["bos"],
-        "eos_token_id": sorted({ids["eos"], ids["bos"]}),
+        "eos_token_id": list(dict.fromkeys((ids["eos"], ids["bos"]))),
         "pad_token_id": ids["pad"],
         "do_sample": False,
     }

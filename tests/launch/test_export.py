@@ -1,30 +1,26 @@
 """From a run's checkpoint to transformers and back, in one process."""
 
+import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, models
 from torch import Tensor
 
+from data.chat_template import CHAT_TEMPLATE
 from launch.checkpoints import import_hf, list_lines, show_lines, verify_lines
 from launch.export import export, run_of
 from model.canonical import Box
-from model.hf_config import SPECIAL_TOKENS
+from model.hf_processor import copy_tokenizer
 from model.hf_weights import canonical_shape, hf_pieces, in_memory_name, to_hf
+from tests.harness.parity import IDS
+from tests.harness.roundtrip import write_tokenizer
 from train.checkpoint import find_commit, save_commit
 from train.config import RunConfig
 from train.resolve import compose, to_yaml
 from train.tensor_store import TensorReader
-
-
-def tokenizer_folder(path: Path) -> Path:
-    path.mkdir()
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(SPECIAL_TOKENS.values())])
-    tokenizer.save(str(path / "tokenizer.json"))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """The quickstart's first stage, with folders of its own."""
     folder = tmp_path_factory.mktemp("run")
     composed = compose("quickstart_stage1")
-    data = replace(composed.data, tokenizer=str(tokenizer_folder(folder / "tokenizer")))
+    data = replace(composed.data, tokenizer=str(write_tokenizer(folder / "tokenizer", IDS)))
     return replace(composed, run_dir=str(folder / "run"), data=data)
 
 
@@ -70,14 +66,91 @@ def test_newest_usable_checkpoint_reaches_transformers(run: RunConfig, tmp_path:
     assert (folder / "tokenizer.json").is_file()
     with pytest.raises(ValueError, match="holds a model already"):
         export(run.run_dir, folder)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds files already"):
+        export(run.run_dir, tmp_path / "used")
 
     back = replace(run, run_dir=str(tmp_path / "imported"))
     reader = TensorReader(import_hf(folder, back))
     assert set(reader.names()) == set(weights)
     assert all(torch.equal(reader.read(name), value) for name, value in weights.items())
     other = replace(run.model, language=replace(run.model.language, rope_theta=10_000.0))
-    with pytest.raises(ValueError, match=r"rope_theta is 1000000.0 there and 10000.0 here"):
+    with pytest.raises(ValueError, match=r"rope_theta is .* there and 10000.0 here"):
         import_hf(folder, replace(back, model=other))
+
+
+def test_every_auto_class_reads_an_exported_folder(run: RunConfig, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+
+    mine = replace(run, run_dir=str(tmp_path / "run"))
+    save(mine, 1)
+    folder = export(mine.run_dir, tmp_path / "hf")
+    names = {"config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"}
+    names |= {"tokenizer_config.json", "chat_template.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == names
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w30"}]}]
+    assert "<|vision_start|><|image_pad|><|vision_end|>w30" in tokenizer.apply_chat_template(asked, tokenize=False)
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == AutoConfig.from_pretrained(folder).image_token_id
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [IDS["eos"], IDS["bos"]]
+    processor = AutoImageProcessor.from_pretrained(folder)
+    image = run.data.image
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (image.min_pixels, image.max_pixels)
+
+
+SHOWS, TEXT_ONLY = "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}", "{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("files", "ours"),
+    [
+        ({}, True),
+        ({"tokenizer_config.json": {"chat_template": TEXT_ONLY}}, True),
+        ({"chat_template.jinja": SHOWS, "tokenizer_config.json": {"chat_template": TEXT_ONLY}}, True),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "default", "template": TEXT_ONLY}]}}, True),
+        ({"tokenizer_config.json": {"chat_template": SHOWS}}, False),
+        ({"chat_template.jinja": SHOWS}, False),
+        ({"chat_template.json": {"chat_template": SHOWS}}, False),
+    ],
+)
+def test_a_template_that_cannot_show_pictures_gives_way(
+    files: dict, ours: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = tmp_path / "tokenizer", tmp_path / "hf"
+    source.mkdir()
+    target.mkdir()
+    for name, content in files.items():
+        (source / name).write_text(content if isinstance(content, str) else json.dumps({"kept": 1} | content))
+    with caplog.at_level(logging.WARNING):
+        copy_tokenizer(source, target, CHAT_TEMPLATE)
+    assert ("conversation format was written" in caplog.text) == ours
+    template = CHAT_TEMPLATE if ours else SHOWS
+    settings = json.loads((target / "tokenizer_config.json").read_text()) if ours else {"chat_template": template}
+    assert settings["chat_template"] == template
+    assert not ours or settings.get("kept", 1) == 1
+    assert (target / "chat_template.jinja").exists() == (not ours and "chat_template.jinja" in files)
+    if not (target / "chat_template.jinja").exists():
+        assert json.loads((target / "chat_template.json").read_text())["chat_template"] == template
+
+
+def test_an_export_that_was_cut_short_loads_nowhere(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = replace(run, run_dir=str(tmp_path / "run"))
+    save(mine, 1)
+    written = []
+
+    def full_disk(tensors: object, file: Path, **_: object) -> None:
+        if written:
+            raise OSError("no space left on device")
+        written.append(file)
+        file.touch()
+
+    monkeypatch.setattr("model.hf_write.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        export(mine.run_dir, tmp_path / "hf", max_shard_bytes=1_000_000)
+    assert written[0].exists() and not (tmp_path / "hf" / "config.json").exists()
 
 
 def test_the_recipe_in_a_checkpoint_is_the_run(run: RunConfig, tmp_path: Path) -> None:

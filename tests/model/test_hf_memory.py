@@ -1,0 +1,74 @@
+"""What a Hugging Face folder costs while it is read and written: smaller than in the proof, the same measures."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel.config import ParallelConfig
+from tests.harness.hf_memory import LARGE, export_cost, import_cost, write_large
+from tests.harness.memory import CannotMeasure, peak_memory
+from tests.harness.parity import IDS
+from tests.harness.roundtrip import write_tokenizer
+from tests.prove.context import Worlds
+from tests.prove.model_weights_defects import mapping_kept, whole_tensors_read
+
+MIDDLE = replace(LARGE, language=replace(LARGE.language, num_layers=2, vocab_size=9001, ffn_size=3072))
+"""71 M parameters; the largest stored tensors have 28 MB in bf16."""
+ROOM = 0.2
+"""Of the largest tensor, for what else is allocated meanwhile."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("middle")
+    write_tokenizer(base / "tokenizer", IDS)
+    yield write_large(base / "hf", base / "tokenizer", torch.bfloat16, MIDDLE)
+
+
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tensor ranks", "pipeline stages"]
+)
+def test_a_rank_needs_its_shard_and_one_tensor(parallel: ParallelConfig, folder: Path, worlds: Worlds) -> None:
+    costs = worlds.run(2, import_cost, parallel=parallel, folder=folder, config=MIDDLE, precision="fp32")
+    for cost in costs:
+        assert cost.growth > 0.9 * cost.own, "the shard itself was not seen"
+        assert cost.excess <= 1 + ROOM
+        assert cost.elements_beyond == 0
+        assert cost.pages_beyond <= 2e6 * cost.slices
+
+
+def planted_cost(folder: Path, defect: str) -> object:
+    mend = {"mapping": mapping_kept, "whole": whole_tensors_read}[defect]()
+    try:
+        parallel = ParallelConfig(tensor=2)
+        return import_cost(parallel=parallel, folder=folder, config=MIDDLE, precision="bf16")
+    finally:
+        mend()
+
+
+def test_the_measures_see_what_they_are_for(folder: Path, worlds: Worlds) -> None:
+    assert all(cost.excess > 1 + ROOM for cost in worlds.run(2, planted_cost, folder=folder, defect="mapping"))
+    assert all(cost.elements_beyond > 1e6 for cost in worlds.run(2, planted_cost, folder=folder, defect="whole"))
+
+
+def test_export_holds_a_shard_not_the_model(folder: Path, worlds: Worlds) -> None:
+    tokenizer = folder.parent / "tokenizer"
+    (cost,) = worlds.run(1, export_cost, folder=folder, tokenizer=tokenizer, config=MIDDLE, shards=4)
+    assert cost.growth < 0.8 * cost.model
+    assert cost.growth - cost.shard <= (2 + ROOM) * cost.largest
+
+
+def test_peak_memory_is_what_was_held_at_once() -> None:
+    with peak_memory() as peak:
+        for _ in range(3):
+            torch.ones(10_000_000)
+    assert 40e6 <= peak.growth < 60e6
+
+
+def test_a_kernel_that_cannot_measure_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.harness.memory._CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+    with pytest.raises(CannotMeasure, match="cannot be reset"), peak_memory():
+        pass
