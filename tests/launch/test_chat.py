@@ -104,7 +104,7 @@ class Terminal:
             os.execve(sys.executable, [sys.executable, *command], dict(os.environ, OMP_NUM_THREADS="1", TERM="dumb"))
         self.seen = ""
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, seconds: float = 120.0) -> None:
         until = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self._file], [], [], max(0.0, until - time.monotonic()))
@@ -120,7 +120,7 @@ class Terminal:
 
     def interrupt(self, text: str) -> None:
         """Ctrl-C until `text` is seen: readline shows its prompt an instant before it heeds signals."""
-        for _ in range(9):
+        for _ in range(30):
             self.type("\x03")
             with suppress(AssertionError):
                 return self.wait_for(text, 2.0)
@@ -128,7 +128,7 @@ class Terminal:
 
     def leave(self) -> int:
         """Ctrl-D until the program ends; its exit code."""
-        for _ in range(9):
+        for _ in range(30):
             self.type("\x04")
             for _ in range(20):
                 found, status = os.waitpid(self.pid, os.WNOHANG)
