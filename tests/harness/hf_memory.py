@@ -15,9 +15,10 @@ from launch.checkpoints import import_hf
 from launch.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_read import load_hf_into, open_hf
+from model.hf_read import fill_boxes
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
+from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
@@ -90,13 +91,13 @@ def import_cost(parallel: ParallelConfig, folder: Path, config: ModelConfig, pre
         # What is imported at first use is 5 to 10 MB of code that no shard has a part in.
         small = replace(config.language, ffn_size=64, vocab_size=64)
         build_model(replace(config, language=small), parallel, groups, dtype, config.parts)
-        open_hf(folder, config)
+        open_whole(folder, config, config.parts)
         with peak_memory() as peak:
             built = build_model(config, parallel, groups, dtype, config.parts)
-            load_hf_into(dict(built.module.named_parameters()), built.boxes, folder, config)
+            fill_from(built, folder)
         storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in built.module.parameters()}
         with watched_reads() as reads:
-            load_hf_into(dict(built.module.named_parameters()), built.boxes, folder, config)
+            fill_from(built, folder)
         return ImportCost(
             growth=peak.growth,
             own=sum(storages.values()),
@@ -105,6 +106,12 @@ def import_cost(parallel: ParallelConfig, folder: Path, config: ModelConfig, pre
             slices=reads.slices,
             pages_beyond=reads.pages - reads.spans,
         )
+
+
+def fill_from(built: BuiltModel, folder: Path) -> None:
+    """Fill this rank's parameters from a folder, as a run does (train/first_weights.py)."""
+    origin = open_whole(folder, built.config, built.config.parts)
+    fill_boxes(dict(built.module.named_parameters()), built.boxes, origin.reader)
 
 
 def _largest_stored(built: BuiltModel, folder: Path) -> int:

@@ -1,5 +1,6 @@
 """A Hugging Face folder read on one layout, trained or only saved, exported, and read again on another."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
 from launch.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_read import load_hf_into, open_hf
+from model.hf_read import open_hf
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
+from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
+from tests.harness.hf_memory import fill_from
 from tests.harness.layouts import Record, record_steps, start
 from tests.harness.parity import _transformers_inputs
 from tests.harness.rows import PATCH_DIM, pack, random_step, random_step_samples
@@ -64,8 +68,13 @@ def write_tokenizer(folder: Path, ids: dict[str, int]) -> Path:
     return folder
 
 
-def write_random(folder: Path, model: ModelConfig, tokenizer: Path, precision: str) -> Path:
-    """A folder of random weights in several shards; norms lie around 1 and biases are not 0, so that a swap shows."""
+def write_random(
+    folder: Path, model: ModelConfig, tokenizer: Path, precision: str, max_shard_bytes: int = 200_000
+) -> Path:
+    """A folder of random weights, in several shards unless they may be larger.
+
+    Norms lie around 1 and biases are not 0, so that a swap shows.
+    """
     generator = torch.Generator().manual_seed(7)
     table = hf_pieces(model)
 
@@ -81,7 +90,7 @@ def write_random(folder: Path, model: ModelConfig, tokenizer: Path, precision: s
         dtype=DTYPES[precision],
         min_pixels=3136,
         max_pixels=50176,
-        max_shard_bytes=200_000,
+        max_shard_bytes=max_shard_bytes,
     )
 
 
@@ -125,7 +134,7 @@ def train_on(
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         rows = [random_step(300 + step, 4, model.language.vocab_size) for step in range(steps)]
         made = start(parallel, "stage2", groups, model=model, steps=rows)
-        load_hf_into(dict(made.built.module.named_parameters()), made.built.boxes, folder, model)
+        fill_from(made.built, folder)
         made.optimizer.masters_from_weights()
         before = held(made.built)
         record = record_steps(made)
@@ -136,7 +145,7 @@ def _built(parallel: ParallelConfig, groups: Any, folder: Path, model: ModelConf
     built = build_model(model, parallel, groups, DTYPES[precision], model.parts)
     for parameter in built.module.parameters():
         torch.nn.init.constant_(parameter, 3.0)  # what nobody fills must not look filled
-    load_hf_into(dict(built.module.named_parameters()), built.boxes, folder, model)
+    fill_from(built, folder)
     return built
 
 
@@ -186,6 +195,32 @@ def _stored(folder: Path) -> dict[str, torch.Tensor]:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     assert set(tensors) == set(TensorFolder(folder).names()), "shards that the index does not name"
     return tensors
+
+
+def accepted_or_unsaid(folder: Path, model: ModelConfig) -> list[str]:
+    """Ways of spoiling a published folder of one file after which it is read, or refused without the words due."""
+    file, config = folder / "model.safetensors", folder / "config.json"
+    tensors, told = load_file(file), json.loads(config.read_text())
+    first, second = "model.layers.0.mlp.up_proj.weight", "visual.blocks.1.norm1.bias"
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+        "missing": ({name: value for name, value in tensors.items() if name != first}, told, [f"missing {first}"]),
+        "extra": (tensors | {"visual.extra": torch.zeros(2)}, told, ["no place for visual.extra (2,)"]),
+        "shape": (tensors | {second: torch.zeros(3)}, told, [f"{second} has shape (3,), the model needs (64,)"]),
+        "quantised": (tensors | {second: torch.zeros(64, dtype=torch.int8)}, told, [f"{second} is I8"]),
+        "size": (tensors, told | {"num_hidden_layers": 9}, ["num_layers is 9 there and 5 here"]),
+        "base": (tensors, told | {"rope_theta": 5.0}, ["rope_theta is 5.0 there and 1000000.0 here"]),
+        "epsilon": (tensors, told | {"rms_norm_eps": 1e-5}, ["rms_norm_eps is 1e-05 there and 1e-06 here"]),
+    }
+    wrong = []
+    for way, (stored, said, due) in ways.items():
+        save_file(stored, file)
+        config.write_text(json.dumps(said))
+        try:
+            open_whole(folder, model, model.parts)
+            wrong.append(way)
+        except ValueError as error:
+            wrong += [way for words in due if words not in str(error)]
+    return wrong
 
 
 def tied_copies(per_rank: list[list[Held]]) -> tuple[int, int]:

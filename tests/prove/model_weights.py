@@ -14,6 +14,7 @@ from tests.harness.hf_memory import LARGE, ExportCost, export_cost, import_cost,
 from tests.harness.parity import IDS
 from tests.harness.roundtrip import (
     DTYPES,
+    accepted_or_unsaid,
     export_to,
     folders_differ,
     import_and_save,
@@ -41,6 +42,7 @@ PAGES = 2.0
 def weights_cases() -> dict[str, Case]:
     """Every case by its key, those of small worlds first."""
     cases = {f"golden/{size}": _golden(size) for size in golden.SIZES}
+    cases["refused folders"] = _refused()
     cases |= {f"import memory/{layout}": _import_memory(layout) for layout in MEMORY}
     cases["export memory"] = _export_memory()
     for tensor, pipeline in sorted(AXES, key=lambda axes: axes[0] * axes[1]):
@@ -75,6 +77,18 @@ def _golden(size: str) -> Case:
         ]
 
     return Case(item=4, names=names, run=run)
+
+
+def _refused() -> Case:
+    name = "folders with a wrong tensor or size that are read, or refused without its name or both values"
+
+    def run(context: Context) -> list[Cell]:
+        folder = context.scratch / "spoiled"
+        write_random(folder, round_model(False), _tokenizer(context), "fp32", max_shard_bytes=10**9)
+        wrong = context.run_here(accepted_or_unsaid, folder=folder, model=round_model(False))
+        return [Cell(name=name, measured=len(wrong), limit=0, unit="folders")]
+
+    return Case(item=2, names=(name,), run=run)
 
 
 def _import_memory(layout: str) -> Case:
