@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from model.hf_config import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
+WHOLE_FILE = "model.safetensors"
 
 
 class TensorFolder:
@@ -73,6 +74,8 @@ class TensorFolder:
             strange = [name for name in files if Path(name).name != name]
             if strange:
                 raise ValueError(f"{index} names files outside of its folder: {strange[:3]}")
+        elif (self.path / WHOLE_FILE).is_file():  # CLIP folders often hold the same weights for other libraries too
+            files = [WHOLE_FILE]
         else:
             files = sorted(path.name for path in self.path.glob("*.safetensors"))
         absent = [name for name in files if not (self.path / name).is_file()]

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.distributed import distributed_c10d
 
 from parallel.config import ParallelConfig
 from parallel.cpu import answer_cuda_calls_on_cpu
@@ -71,10 +72,14 @@ def joined_world(timeout_seconds: float) -> Iterator[torch.device]:
 @contextmanager
 def model_parallel(config: ParallelConfig, device: torch.device, seed: int) -> Iterator[Groups]:
     """The groups of one layout in a world that is already joined; tests run several layouts in one world."""
+    known = set(distributed_c10d._world.pg_map)
     try:
         yield make_groups(config, device, seed)
     finally:
         parallel_state.destroy_model_parallel()
+        # megatron-core only forgets its groups: some fifty threads a layout would stay, and spin once a peer is gone.
+        for group in set(distributed_c10d._world.pg_map) - known:
+            dist.destroy_process_group(group)
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def measure_parity(tied: bool, cases: list[str] | None = None, sizes: ModelConfi
 def random_transformers_model(model: ModelConfig, seed: int = 1, std: float = 0.02) -> Any:
     """transformers starts norms at 1 and biases at 0, which would hide swapped ones: here everything is random."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of saving, which prints into the proof's table
     config = Qwen2VLConfig.from_dict(hf_config(model, IDS, torch.float32))
     reference = Qwen2VLForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 """Worlds of gloo processes on loopback. Importing the stack costs seconds a process, so one world runs many tasks."""
 
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -115,4 +116,5 @@ def _serve_tasks(pipe: Connection) -> None:
                 answer = ("ok", task(**kwargs))
             except BaseException:
                 answer = ("raised", traceback.format_exc())
+            gc.collect()  # groups lie in cycles, and each keeps threads until it is collected
             pipe.send_bytes(pickle.dumps(answer))

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.prove import data_defects, step_defects
+from tests.prove.model_data_defects import MODEL_DATA_PLANTS
 from tests.prove.model_defects import MODEL_PLANTS
+from tests.prove.model_parts_defects import MODEL_PARTS_PLANTS
+from tests.prove.model_weights_defects import MODEL_WEIGHTS_PLANTS
 from tests.prove.planting import Mend
 
 
@@ -46,4 +49,9 @@ PLANTS = {
     "handshake": Plant(apply=step_defects.handshake, cases=("messages/PP2",)),
     "padded_rows": Plant(apply=data_defects.padded_rows, cases=("messages/PP2",)),
 }
-PLANTS |= {name: Plant(apply=apply, cases=cases, proof="model") for name, (apply, cases) in MODEL_PLANTS.items()}
+_OF_THE_MODEL = (MODEL_PLANTS, MODEL_WEIGHTS_PLANTS, MODEL_PARTS_PLANTS, MODEL_DATA_PLANTS)
+PLANTS |= {
+    name: Plant(apply=apply, cases=cases, proof="model")
+    for plants in _OF_THE_MODEL
+    for name, (apply, cases) in plants.items()
+}
