@@ -45,7 +45,7 @@ def decode_image(data: bytes) -> Image.Image:
 
     16-bit greys are scaled to 8 bits, where Pillow (and so transformers) would saturate them; 16-bit colours keep their
     upper 8 bits. Colour profiles are not applied. CMYK in JPEG is taken as inverted with or without Adobe's marker, as
-    browsers do.
+    Pillow has it.
     """
     with _open(data) as picture:
         turn = _TURNS.get(_orientation(picture, data))

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.chat_template import CHAT_TEMPLATE
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
@@ -41,4 +42,5 @@ def export_start(run: RunConfig, out_folder: Path) -> Path:
         dtype=torch.float32,
         min_pixels=image.min_pixels,
         max_pixels=image.max_pixels,
+        chat_template=CHAT_TEMPLATE,
     )

@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from data.index_file import Index, open_index
+from data.pictures import decode_image
 from data.types import RawSample
 from launch.judge import is_correct
 from launch.questions import Question
@@ -117,7 +118,7 @@ def thumbnails(index: Index, number: int) -> list[Picture]:
     for member, size in zip(sorted(raw.media), sizes, strict=False):
         _, content = raw.media[member]
         if size.kind == "image":
-            shown.append({"url": _data_url(Image.open(io.BytesIO(content))), "what": "picture"})
+            shown.append({"url": _data_url(decode_image(content)), "what": "picture"})
         else:
             shown += [{"url": _data_url(frame), "what": "frame of a clip"} for frame in _clip_frames(content)]
     return shown

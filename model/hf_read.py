@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.hf_config import check_sizes
 from model.hf_weights import Piece, canonical_shape, hf_pieces, published_name
 from model.tensor_folder import TensorFolder
 
@@ -137,26 +136,6 @@ def _head_is_tied(folder: TensorFolder) -> bool:
             if not torch.equal(ours[first : first + 16384], theirs[first : first + 16384]):
                 return False
     return True
-
-
-def load_hf_into(
-    parameters: Mapping[str, Tensor],
-    boxes: "Mapping[str, Box]",
-    folder: str | Path,
-    config: ModelConfig,
-    parts: Sequence[str] | None = None,
-) -> None:
-    """Copy a Hugging Face folder's weights into this rank's parameters in place, reading only what its boxes hold.
-
-    Args:
-        parameters, boxes: local parameters of this rank and the box of each, by local name.
-        parts: which of vision, merger, language to take; None takes all that `config` has.
-
-    Raises:
-        ValueError: the folder does not fit `config`; the same on every rank, whatever it holds.
-    """
-    check_sizes(folder, config, parts)
-    fill_boxes(parameters, boxes, open_hf(folder, config, parts))
 
 
 def fill_boxes(parameters: Mapping[str, Tensor], boxes: "Mapping[str, Box]", reader: PieceReader) -> None:

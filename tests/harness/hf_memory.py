@@ -15,13 +15,13 @@ from launch.checkpoints import import_hf
 from launch.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.hf_read import fill_boxes
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
 from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
+from tests.harness.filling import fill_from
 from tests.harness.memory import peak_memory, touched_pages
 from train.resolve import compose
 
@@ -106,12 +106,6 @@ def import_cost(parallel: ParallelConfig, folder: Path, config: ModelConfig, pre
             slices=reads.slices,
             pages_beyond=reads.pages - reads.spans,
         )
-
-
-def fill_from(built: BuiltModel, folder: Path) -> None:
-    """Fill this rank's parameters from a folder, as a run does (train/first_weights.py)."""
-    origin = open_whole(folder, built.config, built.config.parts)
-    fill_boxes(dict(built.module.named_parameters()), built.boxes, origin.reader)
 
 
 def _largest_stored(built: BuiltModel, folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ import torch.nn.functional as F
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import hf_config
-from model.hf_read import load_hf_into
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, published_name, to_hf
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
+from tests.harness.filling import fill_from
 from tests.harness.layouts import MODEL, NUM_ROWS, STAGES, Record, first_weight, train_on_layout
 from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample, random_step, random_step_samples
 from train.batches import RowForm, announce
@@ -81,7 +80,7 @@ def measure_parity(tied: bool, cases: list[str] | None = None, sizes: ModelConfi
     with tempfile.TemporaryDirectory() as folder, model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         reference.save_pretrained(folder)
         built = build_model(model, ParallelConfig(), groups, torch.float32, STAGES["stage2"])
-        load_hf_into(dict(built.module.named_parameters()), built.boxes, Path(folder), model)
+        fill_from(built, folder)
         return {case: _case(reference, built, groups, CASES[case], seed) for seed, case in enumerate(cases or CASES)}
 
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.build import build_model
-from model.hf_read import load_hf_into
 from parallel.config import ParallelConfig
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
+from tests.harness.filling import fill_from
 from tests.harness.layouts import MODEL, STAGES
 from tests.harness.parity import CASES, random_transformers_model, run_transformers
 from tests.harness.rows import PATCH_DIM, pack, random_sample
@@ -40,7 +39,7 @@ def measure_rounding(seed: int, std: float) -> tuple[Rounding, Rounding]:
     with tempfile.TemporaryDirectory() as folder, model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         reference.save_pretrained(folder)
         built = build_model(MODEL, ParallelConfig(), groups, torch.bfloat16, STAGES["stage2"])
-        load_hf_into(dict(built.module.named_parameters()), built.boxes, Path(folder), MODEL)
+        fill_from(built, folder)
         form = RowForm(dtype=torch.bfloat16, patch_dim=PATCH_DIM, multiple=1)
         announced = announce([pack(samples)], 1, groups, form)
         with torch.no_grad():

@@ -21,7 +21,7 @@ from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
-from tests.harness.hf_memory import fill_from
+from tests.harness.filling import fill_from
 from tests.harness.layouts import Record, record_steps, start
 from tests.harness.parity import _transformers_inputs
 from tests.harness.rows import PATCH_DIM, pack, random_step, random_step_samples

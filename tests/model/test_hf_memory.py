@@ -65,7 +65,8 @@ def test_peak_memory_is_what_was_held_at_once() -> None:
     with peak_memory() as peak:
         for _ in range(3):
             torch.ones(10_000_000)
-    assert 40e6 <= peak.growth < 60e6
+    # The kernel counts pages a processor at a time and may be some hundred kB behind.
+    assert 39e6 <= peak.growth < 60e6
 
 
 def test_a_kernel_that_cannot_measure_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import config_from_hf, special_ids
-from model.hf_read import load_hf_into, open_hf
+from model.hf_read import fill_boxes, open_hf
 from model.hf_weights import canonical_shape, from_hf, hf_pieces, in_memory_name, published_name, to_hf
+from model.part_folder import open_whole
 from model.tensor_folder import INDEX_FILE
 from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights, tied
 
@@ -195,7 +196,7 @@ def test_a_rank_takes_its_boxes_of_the_parts_it_wants(
             memory[f"local.{name}"] = torch.zeros(half.numel() + 3)
             wanted = parts is None or name.split(".")[0] in parts
             expected[f"local.{name}"] = half.flatten() if wanted else torch.zeros(half.numel())
-        load_hf_into(memory, boxes, folder, TINY, parts)  # type: ignore[arg-type]
+        fill_boxes(memory, boxes, open_whole(folder, TINY, parts or TINY.parts).reader)  # type: ignore[arg-type]
         for name, values in expected.items():
             assert torch.equal(memory[name][:-3], values) and not memory[name][-3:].any(), name
 
