@@ -11,7 +11,8 @@ def mrope_positions(num_tokens: int, spans: Sequence[tuple[int, tuple[int, int, 
     """(3, T) ids. `spans` are (first token, merged (time, height, width)) of the visual runs, in order.
 
     Text counts on all axes alike; what follows a visual run starts at the largest id of all three axes plus 1.
-    transformers 5.23 goes on by height and width alone, so it differs for clips longer than they are wide or high.
+    transformers 5.23 goes on by height and width alone, so it differs for clips with more time steps than
+    rows and than columns.
     """
     positions = np.empty((3, num_tokens), dtype=np.int64)
     place, offset = 0, 0

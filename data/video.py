@@ -34,6 +34,8 @@ def choose_num_frames(frames: int, fps: float, config: VideoConfig, depth: int =
 def choose_frames(frames: int, fps: float, config: VideoConfig, depth: int = 2) -> Int64:
     """Indices of the frames to take, evenly from first to last; halves are rounded to even."""
     count = choose_num_frames(frames, fps, config, depth)
+    if count == 1:  # of a temporal patch of one frame
+        return np.zeros(1, dtype=np.int64)
     # An integer product and one division: every half is exact, so all hosts agree (float32 linspace is not exact).
     return np.rint(np.arange(count) * (frames - 1) / (count - 1)).astype(np.int64)
 

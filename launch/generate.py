@@ -1,6 +1,6 @@
 """Generation and loss with a transformers Qwen2-VL or Qwen2, handed our pixels and our position ids at every step.
 
-transformers computes other positions where a clip has more time steps than its grid is wide or high, and its picture
+transformers computes other positions where a clip has more time steps than rows and columns, and its picture
 processor needs torchvision: so neither is used. B prompts, T tokens of the longest, padded on the left; V vocabulary.
 """
 

@@ -4,7 +4,8 @@ What a frozen part does not compute is not counted: its weight gradients, and fo
 the whole backward pass. Recomputation is not counted either (these are model FLOPs).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 
@@ -13,12 +14,32 @@ from model.config import LanguageConfig, ModelConfig, VisionConfig
 class Work:
     """What a step processes, as sums over all its rows."""
 
-    tokens: int
-    patches: int
-    token_pairs: int
+    tokens: int = 0
+    patches: int = 0
+    token_pairs: int = 0
     """Sum over samples of length squared; causal attention computes half."""
-    patch_pairs: int
+    patch_pairs: int = 0
     """Sum over frames of patches squared."""
+    blind_tokens: int = 0
+    """Of `tokens`, those in rows without a picture: no gradient goes through them to what lies below the decoder."""
+    blind_pairs: int = 0
+    """Of `token_pairs`, likewise."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+
+
+def row_work(segments: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Work:
+    """Of one row: lengths of its samples, and (time, rows, columns) in patches of its pictures and clips."""
+    tokens, pairs = sum(segments), sum(length**2 for length in segments)
+    return Work(
+        tokens=tokens,
+        patches=sum(time * height * width for time, height, width in grids),
+        token_pairs=pairs,
+        patch_pairs=sum(time * (height * width) ** 2 for time, height, width in grids),
+        blind_tokens=0 if grids else tokens,
+        blind_pairs=0 if grids else pairs,
+    )
 
 
 def language_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> tuple[int, int]:
@@ -51,11 +72,15 @@ def step_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> i
     Attention has no weights: where it is passed backward both its factors get gradients, which makes three.
     """
     vision_learns, merger_learns = "vision" in trainable, "merger" in trainable
-    below = (vision_learns or merger_learns) and work.patches > 0
-    language_learns = "language" in trainable
-    linear, attention = language_flops(config.language, work.tokens, work.token_pairs)
-    total = linear * (3 if language_learns else 2 if below else 1)
-    total += attention * (3 if language_learns or below else 1)
+    below, language_learns = vision_learns or merger_learns, "language" in trainable
+    total = 0
+    for tokens, pairs, passed in (
+        (work.tokens - work.blind_tokens, work.token_pairs - work.blind_pairs, below),
+        (work.blind_tokens, work.blind_pairs, False),
+    ):
+        linear, attention = language_flops(config.language, tokens, pairs)
+        total += linear * (3 if language_learns else 2 if passed else 1)
+        total += attention * (3 if language_learns or passed else 1)
     if config.vision is not None:
         embedding, blocks = vision_flops(config.vision, work.patches, work.patch_pairs)
         total += (2 * embedding + 3 * blocks) if vision_learns else embedding + blocks

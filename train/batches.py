@@ -12,7 +12,7 @@ from data.loader import Loader
 from data.plan import Cursor, Plan, StepPlan
 from data.types import PackedRow
 from model.attention import Segments
-from model.flops import Work
+from model.flops import Work, row_work
 from model.vlm import Row
 from parallel.announce import announce_integers, share_pixels
 from parallel.groups import Groups
@@ -81,12 +81,13 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
     integers = [_integers(row, form.multiple) for row in packed] if packed is not None else None
     fields = announce_integers(integers, num_rows, len(FIELDS), groups)
     rows, lengths = [], []
-    num_targets = num_tokens = num_patches = num_samples = token_pairs = patch_pairs = 0
+    num_targets = num_samples = 0
+    work = Work()
     for number, (tokens, targets, positions, segments, grids, visual_index) in enumerate(fields):
         grid_list = [(t, h, w) for t, h, w in grids.view(-1, 3).tolist()]
-        row_patches = sum(t * h * w for t, h, w in grid_list)
+        samples = [length for length in segments.tolist() if length > 0]  # a negative one is padding
+        of_row = row_work(samples, grid_list)
         pixels = torch.from_numpy(packed[number].patches) if packed is not None else None
-        padding = sum(int(length) for length in segments if length < 0)  # padding is announced as a negative length
         rows.append(
             Row(
                 tokens=_to(tokens.view(1, -1), groups),
@@ -95,23 +96,14 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
                 segments=Segments(lengths=tuple(segments.abs().tolist()), device=groups.device),
                 grids=grid_list,
                 visual_index=_to(visual_index, groups),
-                patches=share_pixels(pixels, (row_patches, form.patch_dim), form.dtype, groups),
+                patches=share_pixels(pixels, (of_row.patches, form.patch_dim), form.dtype, groups),
             )
         )
         lengths.append(tokens.numel())
         num_targets += int((targets >= 0).sum())
-        num_tokens += tokens.numel() + padding
-        num_patches += row_patches
-        num_samples += int((segments > 0).sum())
-        token_pairs += int((segments.clamp(min=0) ** 2).sum())
-        patch_pairs += sum(t * (h * w) ** 2 for t, h, w in grid_list)
-    return Announced(
-        rows=rows,
-        lengths=lengths,
-        num_targets=num_targets,
-        num_samples=num_samples,
-        work=Work(tokens=num_tokens, patches=num_patches, token_pairs=token_pairs, patch_pairs=patch_pairs),
-    )
+        num_samples += len(samples)
+        work += of_row
+    return Announced(rows=rows, lengths=lengths, num_targets=num_targets, num_samples=num_samples, work=work)
 
 
 def _to(tensor: Tensor, groups: Groups) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     # The denominator is the whole step's and known before forward, so no split of the step changes a gradient.
     counts = [announced.num_targets, announced.num_samples, *astuple(announced.work)]
     targets, samples, *sizes = (int(count) for count in sum_over(parts.groups.dp, counts))
-    work = Work(**dict(zip(("tokens", "patches", "token_pairs", "patch_pairs"), sizes, strict=True)))
+    work = Work(**dict(zip(asdict(announced.work), sizes, strict=True)))
     rates = part_rates(parts.stage, stage_progress(parts.stage, state.step + 1, state.tokens + work.tokens))
 
     loss, grad_norm = math.nan, 0.0

@@ -119,3 +119,7 @@ def test_frame_sizes_follow_the_written_rules() -> None:
     assert grid.num_tokens <= 16384 and grid.time == 384 and grid.num_tokens // grid.time >= 28
     # Small frames grow to min_pixels.
     assert frame_size(48, 64, 4, ImageConfig(), DEFAULT) == (280, 392)
+
+
+def test_a_temporal_patch_of_one_frame_takes_a_clip_of_one() -> None:
+    assert choose_frames(1, 30.0, VideoConfig(), 1).tolist() == [0]

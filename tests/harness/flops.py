@@ -15,14 +15,21 @@ from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample
 from train.batches import RowForm, announce
 from train.step import forward_backward
 
+STEPS: dict[str, list[list[list[tuple[int, int, int]]]]] = {
+    "one row": [[[GRIDS[0], GRIDS[2]], [GRIDS[4]], []]],
+    "a row of text among rows with pictures": [[[GRIDS[0]], []], [[], [], []], [[GRIDS[3]], [GRIDS[1], GRIDS[4]]]],
+}
+"""The grids of each sample of each row."""
 
-def counted_and_ours(stage: str, forward_only: bool) -> tuple[int, int]:
-    """(torch's count, ours) for one row of three samples: still and clip, clip, text."""
+
+def counted_and_ours(stage: str, forward_only: bool, step: str = "one row") -> tuple[int, int]:
+    """(torch's count, ours) for the rows of one step."""
     generator = np.random.default_rng(0)
-    samples = [random_sample(generator, 301, grids) for grids in ([GRIDS[0], GRIDS[2]], [GRIDS[4]], [])]
+    rows = [pack([random_sample(generator, 301, grids) for grids in row]) for row in STEPS[step]]
     with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         made = start(ParallelConfig(), stage, groups)
-        announced = announce([pack(samples)], 1, groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
+        form = RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1)
+        announced = announce(rows, len(rows), groups, form)
         # The fused CPU kernel is not counted at all.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             forward_backward(made.parts, announced, announced.num_targets, forward_only=forward_only)
@@ -35,4 +42,4 @@ def counted_and_ours(stage: str, forward_only: bool) -> tuple[int, int]:
 
 def as_torch_counts(work: Work) -> Work:
     """torch counts a causal square in full; ours counts the half that is needed."""
-    return replace(work, token_pairs=2 * work.token_pairs)
+    return replace(work, token_pairs=2 * work.token_pairs, blind_pairs=2 * work.blind_pairs)

@@ -169,6 +169,8 @@ def run_transformers(reference: Any, config: ModelConfig, samples: list[Any]) ->
     reference.zero_grad(set_to_none=True)
     num_targets = sum(int((sample["targets"] >= 0).sum()) for sample in samples)
     total, logits = 0.0, []
+    # Summed in fp32 also for a bf16 model, as our trainer does: in `.grad` every sample would be rounded once more.
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in reference.named_parameters()}
     for sample in samples:
         out = reference(**_transformers_inputs(sample)).logits[0]
         targets = torch.from_numpy(sample["targets"])
@@ -176,10 +178,11 @@ def run_transformers(reference: Any, config: ModelConfig, samples: list[Any]) ->
         loss.backward()
         total += float(loss)
         logits.append(out.detach())
-    gradients = {
-        published_name(name): torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in reference.named_parameters()
-    }
+        for name, p in reference.named_parameters():
+            if p.grad is not None:
+                sums[name] += p.grad
+        reference.zero_grad(set_to_none=True)
+    gradients = {published_name(name): gradient for name, gradient in sums.items()}
     canonical = {name: from_hf(pieces, gradients) for name, pieces in hf_pieces(config).items()}
     return total, torch.cat(logits), canonical
 

@@ -10,7 +10,7 @@ from data.types import EncodedSample, PackedRow
 
 PATCH_DIM = 1176
 GRIDS = ((1, 4, 6), (1, 2, 4), (3, 4, 2), (1, 6, 2), (4, 2, 2))
-"""Stills and clips, none square; the last clip has more time steps than its merged grid is wide or high."""
+"""Stills and clips, none square; the last clip has more time steps than its merged grid has rows or columns."""
 
 
 def random_sample(

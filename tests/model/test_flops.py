@@ -2,14 +2,15 @@
 
 import pytest
 
-from tests.harness.flops import counted_and_ours
+from tests.harness.flops import STEPS, counted_and_ours
 from tests.harness.layouts import STAGES
 from tests.prove.context import Worlds
 
 
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_flops_of_a_step(stage: str, worlds: Worlds) -> None:
-    ((counted, ours),) = worlds.run(1, counted_and_ours, stage=stage, forward_only=False)
+def test_flops_of_a_step(stage: str, step: str, worlds: Worlds) -> None:
+    ((counted, ours),) = worlds.run(1, counted_and_ours, stage=stage, forward_only=False, step=step)
     assert ours == counted
 
 

@@ -31,6 +31,13 @@ def test_every_allowed_difference_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(golden.keys_that_differ("7b")) == allowed
 
 
+def test_an_allowed_key_may_not_have_any_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = golden.preprocessor_config
+    wrong = {"do_rescale": False, "do_normalize": False}
+    monkeypatch.setattr(golden, "preprocessor_config", lambda *sizes: write(*sizes) | wrong)
+    assert golden.keys_that_differ("7b") == ["preprocessor_config.do_normalize", "preprocessor_config.do_rescale"]
+
+
 def test_a_size_that_is_not_published_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = golden.golden("2b")
     told["tensors"]["model.norm.weight"] = [1535]

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from model.shards import shard_report
 from parallel.config import ParallelConfig
-from tests.harness.flops import counted_and_ours
+from tests.harness.flops import STEPS, counted_and_ours
 from tests.harness.layouts import STAGES
 from tests.harness.parity import CASES, WIDE, measure_parity
 from tests.harness.precision import measure_rounding
@@ -118,10 +118,14 @@ def _bf16(std: float) -> Case:
 
 
 def _flops(stage: str, forward_only: bool) -> Case:
-    name = f"FLOPs of a {'forward pass' if forward_only else f'step of {stage}'} away from torch's flop_counter"
+    what = "a forward pass" if forward_only else f"a step of {stage}"
+    names = {step: f"FLOPs of {what}, {step}: away from torch's flop_counter" for step in STEPS}
 
     def run(context: Context) -> list[Cell]:
-        ((counted, ours),) = context.run(1, counted_and_ours, stage=stage, forward_only=forward_only)
-        return [Cell(name=name, measured=abs(ours - counted) / counted, limit=0.01, unit="relative")]
+        cells = []
+        for step, name in names.items():
+            ((counted, ours),) = context.run(1, counted_and_ours, stage=stage, forward_only=forward_only, step=step)
+            cells.append(Cell(name=name, measured=abs(ours - counted) / counted, limit=0.01, unit="relative"))
+        return cells
 
-    return Case(item=10, names=(name,), run=run)
+    return Case(item=10, names=tuple(names.values()), run=run)

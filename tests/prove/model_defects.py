@@ -1,5 +1,6 @@
 """Defects of sizes, towers, rounding and FLOP counts. Each breaks this process and returns how to mend it."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,10 +70,21 @@ def attention_not_counted() -> Mend:
     return replace_name(model.flops, "language_flops", make)
 
 
+def text_rows_charged() -> Mend:
+    """Rows without a picture are charged the backward pass to the merger like the others."""
+    import train.batches
+
+    def make(row_work: Any) -> Any:
+        return lambda *lengths: replace(row_work(*lengths), blind_tokens=0, blind_pairs=0)
+
+    return replace_name(train.batches, "row_work", make)
+
+
 MODEL_PLANTS = {
     "tied_copy_counted": (tied_copy_counted, ("sizes/2b",)),
     "uncut_heads": (uncut_heads, ("sizes/refused",)),
     "swapped_rotary": (swapped_rotary, ("parity/tied",)),
     "rounded_norms": (rounded_norms, ("bf16/0.06",)),
+    "text_rows_charged": (text_rows_charged, ("flops/stage1",)),
     "attention_not_counted": (attention_not_counted, ("flops/stage1", "flops/forward")),
 }
