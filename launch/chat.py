@@ -25,6 +25,8 @@ def talk(conversation: Conversation) -> int:
 
     In a terminal a turn that fails is told and the conversation goes on; from a pipe it raises ValueError.
     """
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be any bytes; text is mended in answer()
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if not _turn(conversation, line.strip()):
@@ -37,6 +39,8 @@ def talk(conversation: Conversation) -> int:
         try:
             if not _turn(conversation, line.strip()):
                 break
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as fault:
             _note(f"triptych: {fault}")
         except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The `triptych` command: all that goes around a run. A run itself is `launch/torchrun.sh --config-name RECIPE`."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -9,10 +10,14 @@ from pathlib import Path
 from launch.checkout import check_checkout
 
 Command = Callable[[argparse.Namespace], int]
+CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit 0 when it worked, 1 when what was looked at is not in order, 2 when the command cannot be done."""
+    """Exit 0 when it worked, 1 when what was looked at is not in order, 2 when the command cannot be done.
+
+    Interrupted or cut off by a closed pipe, as shells have it: 130 and 141.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positionals in one go: key=value after an option are left over.
@@ -26,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_checkout()
         status = command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as in `| head`: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there at exit
+        status = CLOSED_PIPE
     except (ValueError, OSError) as fault:  # what users can cause and cure; anything else is ours and keeps its trace
         print(f"triptych: {fault}", file=sys.stderr)
         status = 2

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import unicodedata
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from launch.questions import Prompt
 UNPRINTED = "\N{REPLACEMENT CHARACTER}"
 # Control, format, surrogate, line and paragraph separator: what can move a cursor, hide or turn round text.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_UNDECODED = re.compile("[\\ud800-\\udfff]")
 _HARMLESS = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # the joiners spell Persian, Hindi and emoji
 
 
@@ -57,7 +59,7 @@ class Conversation:
         self.loaded = loaded
         self.cut: str | None = None
         """Why the last answer ended before the model ended it; None if it did not."""
-        self._start = [] if system is None else [{"role": "system", "content": system}]
+        self._start = [] if system is None else [{"role": "system", "content": _whole_text(system)}]
         self._tokens = tokens
         generator = torch.Generator(loaded.model.device)
         generator.seed()
@@ -88,7 +90,7 @@ class Conversation:
         shown, self._next = self._next, []
         media = self._media + shown
         parts = [{"type": one.kind, "media": len(self._media) + number} for number, one in enumerate(shown)]
-        messages = [*self._messages, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        messages = [*self._messages, {"role": "user", "content": [*parts, {"type": "text", "text": _whole_text(text)}]}]
         prompt = self._prompt(messages, media)
         most = self._room(prompt)
         ids: list[int] = []
@@ -145,6 +147,11 @@ class Conversation:
                 f"{device} has too little memory for a conversation of {len(prompt.encoded.tokens)} tokens; show fewer "
                 "or smaller pictures, /clear, or start with --device cpu"
             ) from error
+
+
+def _whole_text(text: str) -> str:
+    """`text` with what came of bytes that are no UTF-8 (arguments, pipes) replaced; no tokenizer takes those."""
+    return _UNDECODED.sub(UNPRINTED, text)
 
 
 def whole_characters(text: str) -> str:

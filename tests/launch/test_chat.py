@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from launch.cli import main
-from launch.loaded import Loaded
+from launch.loaded import Loaded, load
 from tests.launch.conftest import TOKENS, ask, save, talk_of
 from train.config import RunConfig
 
@@ -50,6 +51,39 @@ def test_one_question_and_lines_from_a_pipe(
     told = capsys.readouterr()
     assert told.out == f"{expected}\n{ask(talk, 'and?')}\n{ask(talk_of(loaded), 'and?')}\n"
     assert "/image PATH" in told.err
+
+
+def test_bytes_that_are_no_text_are_replaced(
+    words: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--device", "cpu", "--tokens", TOKENS]
+    shown, raw = "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}", b"\xffa\xfe"
+    as_argument = os.fsdecode(raw)
+    expected = ask(talk_of(load(words.run_dir, "cpu"), system=shown), shown)
+    assert end(words.run_dir, "--prompt", as_argument, "--system", as_argument, *options) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw + b"\n"), encoding="utf-8"))
+    assert end(words.run_dir, "--system", as_argument, *options) == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize("command", [["chat", "RUN", "--prompt", "?", "--tokens", "4"], ["checkpoint", "show", "RUN"]])
+def test_a_closed_pipe_ends_a_command_quietly(command: list[str], words: RunConfig) -> None:
+    """As in `| head -c 0`: the status is that of a program which the signal ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    told = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *(words.run_dir if word == "RUN" else word for word in command)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        timeout=120,
+        check=False,
+    )
+    os.close(writing)
+    assert (told.returncode, told.stderr.decode()) == (141, "")
 
 
 @pytest.mark.parametrize(
