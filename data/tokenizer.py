@@ -97,12 +97,15 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read `folder/tokenizer.json`. Raises MismatchError if it is absent or lacks a special token."""
+    """Read `folder/tokenizer.json`. Raises MismatchError if it is absent, damaged or lacks a special token."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise MismatchError(f"no tokenizer.json in {folder}; point data.tokenizer at a Hugging Face tokenizer folder")
     text = path.read_bytes()
-    backend = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
+    try:
+        backend = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
+    except Exception as error:  # the library raises no narrower one
+        raise MismatchError(f"{path} cannot be read as a tokenizer: {error}") from error
     return Tokenizer(backend, hashlib.blake2b(text, digest_size=16).hexdigest())
 
 

@@ -1,5 +1,7 @@
 """`triptych checkpoint list|show|verify|import`: what lies in a run's folder, said in lines of text."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from model.canonical import Box
@@ -8,8 +10,11 @@ from model.hf_read import open_hf
 from train.checkpoint import find_commit, save_commit
 from train.commits import attempts, listed_files, open_commit, problems
 from train.config import RunConfig
+from train.ready import check_run_folder
 from train.resolve import to_yaml
 from train.tensor_store import TensorReader
+
+log = logging.getLogger(__name__)
 
 
 def list_lines(run_dir: str | Path) -> list[str]:
@@ -58,13 +63,23 @@ def import_hf(folder: str | Path, run: RunConfig) -> Path:
 
     Args:
         folder: Qwen2-VL or plain Qwen2, safetensors.
-        run: its run_dir receives the checkpoint, as step 0; its model must be the folder's.
+        run: its run_dir, which may hold no checkpoint yet, receives this one as step 0; its model must be the folder's.
 
     Raises:
-        ValueError: other sizes than the recipe's, with both values, or tensors that do not fit, named.
+        ValueError: checkpoints are there already, other sizes than the recipe's, with both values, or tensors that do
+            not fit, named.
     """
+    check_run_folder(replace(run, resume=False))  # a later step's checkpoint would stay the newest
     check_sizes(folder, run.model)
     reader = open_hf(folder, run.model)
+    if widened := reader.widened():
+        log.warning(
+            "%s stores the parts of %d fused tensors in several dtypes; each is kept in the wider one, and export "
+            "writes it so: %s",
+            folder,
+            len(widened),
+            ", ".join(widened[:3]) + (", ..." if len(widened) > 3 else ""),
+        )
     tensors = {name: reader.read(name) for name in reader.names()}
     boxes = {
         name: Box(name=name, global_shape=tuple(tensor.shape), offset=(0,) * tensor.dim(), shape=tuple(tensor.shape))

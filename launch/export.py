@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.chat_template import CHAT_TEMPLATE
+from data.tokenizer import check_tokenizer, load_tokenizer
 from model.hf_write import MAX_SHARD_BYTES, write_hf
 from train.checkpoint import find_commit
 from train.commits import Commit
@@ -20,6 +21,9 @@ def export(
 ) -> Path:
     """Write the weights of a run's newest usable checkpoint as a folder for transformers' `from_pretrained`.
 
+    Every tensor keeps the dtype that it has in the checkpoint; config.json names the one that most weights have, and
+    `from_pretrained` casts the others to it unless told otherwise.
+
     Args:
         where: a run's folder, or one checkpoint folder.
         out_folder: is created; must be empty.
@@ -27,18 +31,21 @@ def export(
         max_shard_bytes: of a file of weights; one such file is held in memory.
 
     Raises:
-        ValueError: there is no usable checkpoint, or transformers cannot express this model.
+        ValueError: there is no usable checkpoint, transformers cannot express this model, or the tokenizer lacks
+            tokens that every prompt is made of or has more than the model embeds.
     """
     commit = find_commit(where)
     run = run_of(commit)
     reader = TensorReader(commit.path)
-    dtype = reader.dtype("language.decoder.final_layernorm.weight")
+    folder = tokenizer if tokenizer is not None else run.data.tokenizer
+    # Else the folder would be written whole, and `triptych chat` refuse it.
+    check_tokenizer(load_tokenizer(folder), run.model.language.vocab_size)
     return write_hf(
         out_folder,
         run.model,
         reader.read,
-        tokenizer if tokenizer is not None else run.data.tokenizer,
-        dtype=dtype,
+        folder,
+        dtype=reader.dtype,
         min_pixels=run.data.image.min_pixels,
         max_pixels=run.data.image.max_pixels,
         chat_template=CHAT_TEMPLATE,

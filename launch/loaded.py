@@ -17,16 +17,13 @@ from data.config import ImageConfig, VideoConfig
 from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from launch.export import run_of
 from model.config import ModelConfig, VisionConfig
-from model.hf_config import config_from_hf, declared_ids, hf_config, read_json, special_ids
+from model.hf_config import config_from_hf, declared_ids, hf_config, special_ids
 from model.hf_read import open_hf
-from model.hf_weights import hf_pieces, in_memory_name, to_hf
+from model.hf_weights import common_dtype, hf_pieces, in_memory_name, to_hf
+from model.json_file import Section
 from train.checkpoint import find_commit
 from train.commits import attempts
 from train.tensor_store import TensorReader
-
-_ANY_NAME = (
-    "language.decoder.final_layernorm.weight"  # its dtype is that of all, as `triptych checkpoint export` has it
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +43,9 @@ class Loaded:
 
 
 def load(where: str | Path, device: str | None = None, tokenizer: str | Path | None = None) -> Loaded:
-    """Load the newest usable checkpoint of a run, one checkpoint, or a Hugging Face folder, in its stored dtype.
+    """Load the newest usable checkpoint of a run, one checkpoint, or a Hugging Face folder.
+
+    The model has the dtype of most of the stored weights, which an exported config.json names as well.
 
     Opening a checkpoint reads all of it once for the digests, optimizer state included, as an export does.
 
@@ -80,7 +79,7 @@ def _from_commit(where: Path, device: str, tokenizer_folder: str | Path | None) 
     folder = tokenizer_folder if tokenizer_folder is not None else run.data.tokenizer
     tokenizer = _tokenizer(folder, run.model, {})
     reader = TensorReader(commit.path)
-    dtype = reader.dtype(_ANY_NAME)
+    dtype = common_dtype(run.model, reader.dtype)
     return Loaded(
         path=commit.path,
         model=_build(run.model, special_ids(folder), reader.read, dtype, device),
@@ -97,7 +96,7 @@ def _from_folder(where: Path, device: str, tokenizer_folder: str | Path | None) 
     config = config_from_hf(where)
     tokenizer = _tokenizer(folder, config, declared_ids(where))
     reader = open_hf(where, config)
-    model = _build(config, special_ids(folder), reader.read, reader.read(_ANY_NAME).dtype, device)
+    model = _build(config, special_ids(folder), reader.read, common_dtype(config, reader.dtype), device)
     image = _image_limits(where, config.vision) if config.vision is not None else ImageConfig()
     # No file of the folder speaks of clips: a frame is shown no larger than a picture may be.
     usual = VideoConfig()
@@ -167,23 +166,32 @@ def _make_tables(model: nn.Module, device: str) -> None:
 def _image_limits(folder: Path, vision: VisionConfig) -> ImageConfig:
     """The picture budget of preprocessor_config.json, in either generation's words; the family's when it has none."""
     path, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
-    said = read_json(path) if path.is_file() else {}
-    if not said and nested.is_file():  # transformers 5 writes the whole processor into one file
-        said = read_json(nested).get("image_processor") or {}
-    size = said.get("size") or {}
+    said = Section.of_file(path) if path.is_file() else Section({}, path)
+    if not said.keys() and nested.is_file():  # transformers 5 writes the whole processor into one file
+        said = Section.of_file(nested).section("image_processor") or said
+    size = said.section("size") or Section({}, path)
     usual = ImageConfig()
-    return ImageConfig(
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        min_pixels=said.get("min_pixels") or size.get("shortest_edge") or usual.min_pixels,
-        max_pixels=said.get("max_pixels") or size.get("longest_edge") or usual.max_pixels,
-    )
+    least = said.count("min_pixels", default=size.count("shortest_edge", default=usual.min_pixels))
+    most = said.count("max_pixels", default=size.count("longest_edge", default=usual.max_pixels))
+    try:
+        return ImageConfig(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            min_pixels=least,
+            max_pixels=most,
+        )
+    except ValueError as error:
+        raise ValueError(f"{said.path}: {error}") from error
 
 
 def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What generation_config.json stops at, and the tokenizer's ends: after those the template has nothing to say."""
     path = folder / "generation_config.json"
-    said = read_json(path).get("eos_token_id") if path.is_file() else None
-    listed = said if isinstance(said, list) else [] if said is None else [said]
+    said = Section.of_file(path) if path.is_file() else Section({}, path)
+    value = said.get("eos_token_id")
+    if value is None:
+        listed: tuple[int, ...] = ()
+    else:
+        listed = said.counts("eos_token_id") if isinstance(value, list) else (said.count("eos_token_id", least=0),)
     return tuple(sorted({*listed, tokenizer.ids.im_end, tokenizer.ids.end_of_text}))

@@ -15,24 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig, VisionConfig
-from model.hf_config import read_json
 from model.hf_read import PieceReader, refuse
 from model.hf_weights import Piece
+from model.json_file import Section
 from model.part_folder import PartFolder, left_behind
 from model.tensor_folder import TensorFolder
 
 ACTIVATION = "quick_gelu"
 _PREFIX = "vision_model."
 # transformers writes only what differs from these (CLIPVisionConfig), at least in some of its versions.
-_DEFAULTS = {
+_SIZES = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_channels": 3,
     "patch_size": 32,
-    "hidden_act": ACTIVATION,
-    "layer_norm_eps": 1e-5,
 }
 _TOWER_DROPPED = ("embeddings.class_embedding", "embeddings.position_", "pre_layrnorm.", "post_layernorm.")
 _WHOLE_DROPPED = ("visual_projection.", "text_model.", "text_projection.", "logit_scale")
@@ -118,15 +116,19 @@ def _same(name: str, shape: tuple[int, ...]) -> Piece:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    whole = read_json(path)
+    whole = Section.of_file(path)
     family = whole.get("model_type")
     if family not in ("clip", "clip_vision_model"):
         raise ValueError(
             f"{path}: model_type is {family!r}; init.vision takes CLIP folders of transformers "
             "('clip' or 'clip_vision_model'), a Qwen2-VL folder goes to init.from_hf"
         )
-    vision = whole.get("vision_config") or {} if family == "clip" else whole
-    return _DEFAULTS | {key: vision[key] for key in _DEFAULTS if vision.get(key) is not None}
+    vision = whole.section("vision_config") or Section({}, path) if family == "clip" else whole
+    sizes: dict[str, Any] = {key: vision.count(key, default=value) for key, value in _SIZES.items()}
+    return sizes | {
+        "hidden_act": vision.get("hidden_act") or ACTIVATION,
+        "layer_norm_eps": vision.number("layer_norm_eps", default=1e-5),
+    }
 
 
 def _check_sizes(folder: str | Path, theirs: Mapping[str, Any], name: str, ours: VisionConfig) -> None:

@@ -1,6 +1,5 @@
 """Model sizes to and from Hugging Face `config.json`, and the special token ids that it names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
+from model.json_file import Section
 
 # The roles that config.json names, by the string that plays each in a Qwen2-VL tokenizer. Ids are looked up.
 SPECIAL_TOKENS = {
@@ -26,22 +26,6 @@ _OPTIONAL_TOKENS = {"vision_pad": "<|vision_pad|>"}
 HF_VISION_EPS = 1e-6
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object; ValueError naming the file when it is absent or is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """One JSON object as these folders have them: indented, UTF-8."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def config_from_hf(folder: str | Path, name: str | None = None) -> ModelConfig:
     """The sizes of a Hugging Face model folder.
 
@@ -53,73 +37,106 @@ def config_from_hf(folder: str | Path, name: str | None = None) -> ModelConfig:
         ValueError: another model family, a missing key, or a variant that this model does not have.
     """
     path = Path(folder) / "config.json"
-    whole = read_json(path)
+    whole = Section.of_file(path)
     family = whole.get("model_type")
     if family not in ("qwen2_vl", "qwen2"):
         raise ValueError(f"{path}: model_type is {family!r}; only 'qwen2_vl' and 'qwen2' folders can be read")
-    if whole.get("quantization_config"):
-        kind = whole["quantization_config"].get("quant_method", "some kind")
+    if quantised := whole.get("quantization_config"):
+        kind = quantised.get("quant_method", "some kind") if isinstance(quantised, dict) else quantised
         raise ValueError(f"{path}: the weights are quantised ({kind}), which cannot be trained; take the original")
-    text = whole.get("text_config") or whole
-    language = _read_language(text, whole, path)
-    vision = _read_vision(whole["vision_config"], path) if family == "qwen2_vl" else None
+    language = _read_language(whole.section("text_config") or whole, whole, family == "qwen2")
+    vision = None
+    if family == "qwen2_vl":
+        section = whole.section("vision_config")
+        if section is None:
+            raise ValueError(f"{path}: vision_config is missing, and a qwen2_vl folder is nothing without")
+        vision = _read_vision(section)
     return ModelConfig(name=name or Path(folder).resolve().name, language=language, vision=vision)
 
 
-def _need(section: Mapping[str, Any], key: str, path: Path) -> Any:
-    if section.get(key) is None:
-        raise ValueError(f"{path}: {key} is missing; it must be written out, a default could silently be wrong")
-    return section[key]
-
-
-def _read_language(text: Mapping[str, Any], whole: Mapping[str, Any], path: Path) -> LanguageConfig:
-    if text.get("use_sliding_window"):
-        raise ValueError(f"{path}: use_sliding_window is true; sliding-window attention is not built here")
-    if text.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{path}: hidden_act is {text['hidden_act']!r}; the language model here has SwiGLU (silu)")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ValueError(f"{path}: rotary positions of type {kind!r} are not built here; 'default' and 'mrope' are")
-    theta = rope.get("rope_theta", text.get("rope_theta"))
-    if theta is None:
-        raise ValueError(f"{path}: rope_theta is missing")
-    heads = _need(text, "num_attention_heads", path)
-    head_size = text.get("head_dim")
-    head_dim = head_size or _need(text, "hidden_size", path) // heads
+def _read_language(text: Section, whole: Section, plain: bool) -> LanguageConfig:
+    if text.flag("use_sliding_window"):
+        raise ValueError(f"{text.named('use_sliding_window')} is true; sliding-window attention is not built here")
+    if (activation := text.get("hidden_act")) not in (None, "silu"):
+        raise ValueError(f"{text.named('hidden_act')} is {activation!r}; the language model here has SwiGLU (silu)")
+    theta, section = _read_rope(text)
+    hidden, heads = text.count("hidden_size"), text.count("num_attention_heads")
+    head_dim = text.count("head_dim", default=max(1, hidden // heads))
+    if section is None and not plain:
+        raise ValueError(f"{text.path}: mrope_section is missing; only a plain qwen2 folder may leave it out")
     # Plain Qwen2 has one position a token. Equal ids on all three axes rotate alike whatever the sections are.
-    section = rope.get("mrope_section") or (head_dim // 2, 0, 0)
-    return LanguageConfig(
-        hidden_size=_need(text, "hidden_size", path),
-        num_layers=_need(text, "num_hidden_layers", path),
-        num_heads=heads,
-        num_kv_heads=_need(text, "num_key_value_heads", path),
-        ffn_size=_need(text, "intermediate_size", path),
-        vocab_size=_need(text, "vocab_size", path),
-        mrope_section=(section[0], section[1], section[2]),
-        tie_embeddings=bool(whole.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        max_positions=_need(text, "max_position_embeddings", path),
-        rope_theta=float(theta),
-        rms_norm_eps=float(_need(text, "rms_norm_eps", path)),
-        head_size=head_size if head_size and head_size * heads != text["hidden_size"] else None,
-    )
+    section = section or (head_dim // 2, 0, 0)
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_layers": text.count("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": text.count("num_key_value_heads"),
+        "ffn_size": text.count("intermediate_size"),
+        "vocab_size": text.count("vocab_size"),
+        "mrope_section": section,
+        # Either ties them in transformers, too.
+        "tie_embeddings": whole.flag("tie_word_embeddings") or text.flag("tie_word_embeddings"),
+        "max_positions": text.count("max_position_embeddings"),
+        "rope_theta": theta,
+        "rms_norm_eps": text.number("rms_norm_eps"),
+        "head_size": head_dim if text.get("head_dim") and head_dim * heads != hidden else None,
+    }
+    try:
+        return LanguageConfig(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{text.path}: {error}") from error
 
 
-def _read_vision(vision: Mapping[str, Any], path: Path) -> VisionConfig:
-    if vision.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise ValueError(f"{path}: vision hidden_act is {vision['hidden_act']!r}; the tower here has quick_gelu")
-    return VisionConfig(
-        depth=_need(vision, "depth", path),
-        embed_dim=_need(vision, "embed_dim", path),
-        num_heads=_need(vision, "num_heads", path),
-        mlp_ratio=_need(vision, "mlp_ratio", path),
-        patch_size=_need(vision, "patch_size", path),
-        # Published folders leave the temporal size out; the family has no other.
-        temporal_patch_size=vision.get("temporal_patch_size", 2),
-        spatial_merge_size=_need(vision, "spatial_merge_size", path),
-        in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-        layernorm_eps=HF_VISION_EPS,
-    )
+def _read_rope(text: Section) -> tuple[float, tuple[int, int, int] | None]:
+    """Rotary base and mrope_section.
+
+    transformers 5 writes rope_parameters and published folders rope_scaling. Beside rope_scaling transformers forgets
+    all of rope_parameters, so that may only repeat what stands elsewhere. A key that is unknown here may change the
+    angles, so it is refused.
+    """
+    ropes = [rope for key in ("rope_scaling", "rope_parameters") if (rope := text.section(key)) is not None]
+    for rope in ropes:
+        for key in ("rope_type", "type"):
+            if (kind := rope.get(key)) not in (None, "default", "mrope"):
+                raise ValueError(
+                    f"{rope.named(key)} is {kind!r}; of rotary positions 'default' and 'mrope' are built here"
+                )
+        if unknown := sorted(set(rope.keys()) - {"rope_type", "type", "rope_theta", "mrope_section"}):
+            raise ValueError(f"{rope.named(unknown[0])} is {rope.get(unknown[0])!r}, which is not built here")
+    with_theta = [one for one in (text, *ropes) if one.get("rope_theta") is not None]
+    thetas = {one.named("rope_theta"): one.number("rope_theta") for one in with_theta}
+    with_section = [rope for rope in ropes if rope.get("mrope_section") is not None]
+    lists = {rope.named("mrope_section"): rope.counts("mrope_section") for rope in with_section}
+    for key, found in (("rope_theta", thetas), ("mrope_section", lists)):
+        if len(set(found.values())) > 1:
+            said = " and ".join(f"{where} is {value}" for where, value in found.items())
+            raise ValueError(f"{said}; one {key} must hold")
+    beside = " (rope_parameters does not count beside rope_scaling)" if len(ropes) > 1 else ""
+    theta = next((thetas[where] for one in (text, *ropes[:1]) if (where := one.named("rope_theta")) in thetas), None)
+    if theta is None:
+        raise ValueError(f"{text.path}: rope_theta is missing{beside}")
+    section = next((lists[where] for one in ropes[:1] if (where := one.named("mrope_section")) in lists), None)
+    if section is None and lists:
+        raise ValueError(f"{text.path}: mrope_section is missing{beside}")
+    if section is not None and len(section) != 3:
+        raise ValueError(f"{ropes[0].named('mrope_section')} is {list(section)}; three are needed: time, height, width")
+    return theta, None if section is None else (section[0], section[1], section[2])
+
+
+def _read_vision(vision: Section) -> VisionConfig:
+    if (activation := vision.get("hidden_act")) not in (None, "quick_gelu"):
+        raise ValueError(f"{vision.named('hidden_act')} is {activation!r}; the tower here has quick_gelu")
+    sizes = {
+        name: vision.count(name)
+        for name in ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size", "spatial_merge_size")
+    }
+    # Published folders leave the temporal size out; the family has no other.
+    sizes["temporal_patch_size"] = vision.count("temporal_patch_size", default=2)
+    sizes["in_channels"] = vision.count("in_channels", default=vision.count("in_chans", default=3))
+    try:
+        return VisionConfig(**sizes, layernorm_eps=HF_VISION_EPS)
+    except ValueError as error:
+        raise ValueError(f"{vision.path}: {error}") from error
 
 
 def check_sizes(folder: str | Path, config: ModelConfig, parts: Sequence[str] | None = None) -> None:
@@ -138,7 +155,7 @@ def check_sizes(folder: str | Path, config: ModelConfig, parts: Sequence[str] | 
         pairs.append(("language", theirs.language, config.language))
     if {"vision", "merger"} & set(taken):
         pairs.append(("vision", theirs.vision, config.vision))
-    # How far positions may go is no weight's matter, and a head of its own shows as a tensor.
+    # How far positions may go is no weight's matter.
     free = {"max_positions", "tie_embeddings"} | ({"mrope_section"} if theirs.vision is None else set())
     wrong = [
         f"model.{part}.{field.name} is {getattr(found, field.name, None)} there and {getattr(ours, field.name)} here"
@@ -146,20 +163,27 @@ def check_sizes(folder: str | Path, config: ModelConfig, parts: Sequence[str] | 
         for field in fields(ours)
         if field.name not in free and getattr(found, field.name, None) != getattr(ours, field.name)
     ]
+    ties, tied = theirs.language.tie_embeddings, config.language.tie_embeddings
+    if "language" in taken and ties != tied:
+        has = "ties its head to the embedding" if ties else "has a head of its own"
+        wrong.append(
+            f"by its config it {has} (tie_word_embeddings={str(ties).lower()}) and model.language.tie_embeddings is "
+            f"{str(tied).lower()}; set it to {str(ties).lower()}"
+        )
     if wrong:
         raise ValueError(f"{folder} is another model than {config.name}: {'; '.join(wrong)}")
 
 
 def declared_ids(folder: str | Path) -> dict[str, int]:
     """Special token ids that a folder's config.json declares, by the names data.tokenizer.TokenIds gives them."""
-    whole = read_json(Path(folder) / "config.json")
+    whole = Section.of_file(Path(folder) / "config.json")
     names = {
         "image_token_id": "image_pad",
         "video_token_id": "video_pad",
         "vision_start_token_id": "vision_start",
         "vision_end_token_id": "vision_end",
     }
-    return {name: int(whole[key]) for key, name in names.items() if key in whole}
+    return {name: whole.count(key, least=0) for key, name in names.items() if whole.get(key) is not None}
 
 
 def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
@@ -175,7 +199,10 @@ def special_ids(tokenizer_folder: str | Path) -> dict[str, int]:
         raise ValueError(
             f"{path} is missing; a Hugging Face folder needs the tokenizer that the model was trained with"
         )
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
     found = {role: tokenizer.token_to_id(token) for role, token in (SPECIAL_TOKENS | _OPTIONAL_TOKENS).items()}
     lacking = sorted({token for role, token in SPECIAL_TOKENS.items() if found[role] is None})
     if lacking:

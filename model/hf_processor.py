@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import VisionConfig
-from model.hf_config import read_json, write_json
+from model.json_file import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Weights out of Hugging Face folders, box by box: a rank reads the rows it holds and no others."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from model.tensor_folder import TensorFolder
 if TYPE_CHECKING:
     from model.canonical import Box
 
-_FLOATS = ("F32", "BF16", "F16", "F64")
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _SHOWN = 24  # problems: two language layers of missing tensors, not thousands
 HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 class PieceReader:
@@ -34,6 +36,17 @@ class PieceReader:
         """Whole canonical shape of `name`."""
         return canonical_shape(self._table[name])
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What `read` gives `name` in: the narrowest dtype that holds every value of its pieces."""
+        return reduce(torch.promote_types, self._dtypes(name))
+
+    def widened(self) -> list[str]:
+        """Names whose pieces are stored in several dtypes, so that `read` widens some of them."""
+        return [name for name in self._table if len(self._dtypes(name)) > 1]
+
+    def _dtypes(self, name: str) -> set[torch.dtype]:
+        return {_FLOATS[self._folder.dtype(piece.hf_name)] for piece in self._table[name]}
+
     def problems(self) -> list[str]:
         """One entry for each tensor that is missing, of another shape, or no plain floating-point one."""
         wanted = {piece.hf_name: piece.hf_shape for pieces in self._table.values() for piece in pieces}
@@ -49,10 +62,8 @@ class PieceReader:
         return problems
 
     def read(self, name: str) -> Tensor:
-        """A whole canonical tensor on CPU, in the file's dtype."""
-        with self._folder.open(self._table[name][0].hf_name) as view:
-            dtype = view[:0].dtype
-        whole = torch.empty(self.shape(name), dtype=dtype)
+        """A whole canonical tensor on CPU, in its `dtype`: no bit of the file is lost."""
+        whole = torch.empty(self.shape(name), dtype=self.dtype(name))
         self.read_into(whole, name, (0,) * whole.dim())
         return whole
 
@@ -96,21 +107,18 @@ def open_hf(folder: str | Path, config: ModelConfig, parts: Sequence[str] | None
             serves the language part of a model with vision.
 
     Raises:
-        ValueError: tensors missing, of another shape, or that the model has no place for; all of them are named.
+        ValueError: tensors missing, of another shape, or that the model has no place for, and a head that is not the
+            embedding though `config` ties them; all of them are named.
     """
     opened = TensorFolder(folder, published_name)
     whole = hf_pieces(config)
     table = {name: pieces for name, pieces in whole.items() if parts is None or name.partition(".")[0] in parts}
     reader = PieceReader(opened, table)
     known = {piece.hf_name for pieces in whole.values() for piece in pieces}
+    known.add(HEAD)  # its own rule, below
     extra = sorted(name for name in opened.names() if name not in known and not name.endswith(".inv_freq"))
-    if config.language.tie_embeddings and HEAD in extra and _head_is_tied(opened):
-        extra.remove(HEAD)
-    problems = reader.problems() + [f"no place for {name} {opened.shape(name)}" for name in extra]
-    if any(HEAD in problem for problem in problems):
-        ours = config.language.tie_embeddings
-        problems.append(f"model.language.tie_embeddings is {ours} here and the folder is made for {not ours}")
-    refuse(folder, config, problems)
+    heads = head_problems(opened, config) if parts is None or "language" in parts else []
+    refuse(folder, config, reader.problems() + heads + [f"no place for {name} {opened.shape(name)}" for name in extra])
     return reader
 
 
@@ -122,20 +130,25 @@ def refuse(folder: str | Path, config: ModelConfig, problems: Sequence[str]) -> 
         raise ValueError(f"{folder} does not fit model {config.name!r}: {shown}")
 
 
-def _head_is_tied(folder: TensorFolder) -> bool:
-    """Whether a head that was written out is the embedding again.
+def head_problems(folder: TensorFolder, config: ModelConfig) -> list[str]:
+    """What is wrong with a head that is stored beside tied embeddings: it must be the embedding, bit for bit.
 
+    transformers 5.23 leaves a head that differs as it is, whatever config.json says of ties, and computes with it.
     Every rank has to know, and reads both whole; a piece at a time, each mapped anew, so that neither stays in memory.
     """
-    embedding = "model.embed_tokens.weight"
-    if folder.shape(HEAD) != folder.shape(embedding):
-        return False
-    rows = folder.shape(HEAD)[0]
-    for first in range(0, rows, 16384):
-        with folder.open(HEAD) as ours, folder.open(embedding) as theirs:
-            if not torch.equal(ours[first : first + 16384], theirs[first : first + 16384]):
-                return False
-    return True
+    stored = folder.names()
+    if not config.language.tie_embeddings or HEAD not in stored:
+        return []
+    if _EMBEDDING not in stored or not folder.shape(_EMBEDDING):
+        return []  # which is told as any tensor that is missing or has another shape
+    same = all(of(HEAD) == of(_EMBEDDING) for of in (folder.shape, folder.dtype))
+    for first in range(0, folder.shape(HEAD)[0] if same else 0, 16384):
+        with folder.open(HEAD) as ours, folder.open(_EMBEDDING) as theirs:
+            rows = (view[first : first + 16384].view(torch.uint8) for view in (ours, theirs))
+            same = same and torch.equal(*rows)
+    if same:
+        return []
+    return [f"{HEAD} is another tensor than {_EMBEDDING}, though the embeddings are said to be tied; remove or mend it"]
 
 
 def fill_boxes(parameters: Mapping[str, Tensor], boxes: "Mapping[str, Box]", reader: PieceReader) -> None:

@@ -11,7 +11,9 @@ tensor is a concatenation of rows of pieces of one canonical tensor:
 so that one table serves both ways, and a rank can read the rows it needs and no others.
 """
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -147,6 +149,14 @@ def canonical_shape(pieces: tuple[Piece, ...]) -> tuple[int, ...]:
     shape = list(pieces[0].shape)
     shape[pieces[0].dim] = sum(piece.shape[piece.dim] for piece in pieces)
     return tuple(shape)
+
+
+def common_dtype(config: ModelConfig, dtype_of: Callable[[str], torch.dtype]) -> torch.dtype:
+    """The dtype that most of a model's weights have, by canonical name: what transformers is told to load all in."""
+    weights: Counter[torch.dtype] = Counter()
+    for name, pieces in hf_pieces(config).items():
+        weights[dtype_of(name)] += math.prod(canonical_shape(pieces))
+    return weights.most_common(1)[0][0]
 
 
 def to_hf(pieces: tuple[Piece, ...], tensor: Tensor) -> dict[str, Tensor]:

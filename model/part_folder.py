@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.hf_config import check_sizes, config_from_hf
-from model.hf_read import PieceReader, open_hf, refuse
+from model.hf_read import HEAD, PieceReader, head_problems, open_hf, refuse
 from model.hf_weights import Piece, hf_pieces, published_name
 from model.tensor_folder import TensorFolder
 
@@ -45,7 +45,8 @@ def open_language(folder: str | Path, config: ModelConfig) -> PartFolder:
 
     Raises:
         ValueError: another size, rotary base or epsilon, a vocabulary of another size, a head that one of the two ties
-            to the embedding and the other does not, or tensors that do not fit; with both values or all names.
+            to the embedding and the other does not or that is not what it is tied to, or tensors that do not fit; with
+            both values or all names.
     """
     theirs, ours = config_from_hf(folder, config.name).language, config.language
     if theirs.vocab_size != ours.vocab_size:
@@ -53,25 +54,18 @@ def open_language(folder: str | Path, config: ModelConfig) -> PartFolder:
             f"{folder} has {theirs.vocab_size} embeddings and model.language.vocab_size is {ours.vocab_size}; rows are "
             f"neither cut nor invented, set model.language.vocab_size={theirs.vocab_size}"
         )
-    if theirs.tie_embeddings != ours.tie_embeddings:
-        has = "ties its head to the embedding" if theirs.tie_embeddings else "has a head of its own"
-        raise ValueError(
-            f"{folder} {has} (tie_word_embeddings={str(theirs.tie_embeddings).lower()}) and "
-            f"model.language.tie_embeddings is {str(ours.tie_embeddings).lower()}; set it to "
-            f"{str(theirs.tie_embeddings).lower()}"
-        )
     check_sizes(folder, config, ("language",))
     opened = TensorFolder(folder, published_name)
     table = {name: pieces for name, pieces in hf_pieces(config).items() if name.startswith("language.")}
     reader = PieceReader(opened, table)
     dropped = left_behind(opened, table)
-    # A head beside tied embeddings is never read: transformers ties them again when it loads such a folder.
+    # A head beside tied embeddings is left behind only where it is the embedding again.
     strange = [
-        name
+        f"no place for {name} {opened.shape(name)}"
         for name in dropped
-        if not name.startswith("visual.") and not name.endswith(".inv_freq") and name != "lm_head.weight"
+        if name != HEAD and not name.startswith("visual.") and not name.endswith(".inv_freq")
     ]
-    refuse(folder, config, reader.problems() + [f"no place for {name} {opened.shape(name)}" for name in strange])
+    refuse(folder, config, reader.problems() + head_problems(opened, config) + strange)
     differs = []
     if theirs.max_positions != ours.max_positions:
         differs.append(f"max_position_embeddings is {theirs.max_positions} there and {ours.max_positions} here")

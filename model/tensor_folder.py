@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from model.hf_config import read_json
+from model.json_file import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 WHOLE_FILE = "model.safetensors"

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
+from data.tokenizer import SPECIAL_NAMES
 from launch.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
@@ -53,11 +54,16 @@ def round_model(tied: bool) -> ModelConfig:
 
 
 def write_tokenizer(folder: Path, ids: dict[str, int]) -> Path:
-    """A tokenizer of single words whose special tokens have the ids that `ids` gives to their roles."""
+    """A tokenizer of 300 single words whose special tokens have the ids that `ids` gives to their roles.
+
+    What else the family's tokenizers have takes the last ids.
+    """
     from model.hf_config import SPECIAL_TOKENS
 
     folder.mkdir(parents=True)
     special = {SPECIAL_TOKENS.get(role, f"<|{role}|>"): number for role, number in ids.items()}
+    others = [token for token in SPECIAL_NAMES.values() if token not in special]
+    special |= {token: 300 - len(others) + number for number, token in enumerate(others)}
     rest = (number for number in range(300) if number not in special.values())
     vocabulary = special | {f"w{number}": number for number in rest}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w20"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.chat_template import CHAT_TEMPLATE
@@ -77,7 +78,64 @@ def test_newest_usable_checkpoint_reaches_transformers(run: RunConfig, tmp_path:
     assert all(torch.equal(reader.read(name), value) for name, value in weights.items())
     other = replace(run.model, language=replace(run.model.language, rope_theta=10_000.0))
     with pytest.raises(ValueError, match=r"rope_theta is .* there and 10000.0 here"):
-        import_hf(folder, replace(back, model=other))
+        import_hf(folder, replace(back, model=other, run_dir=str(tmp_path / "other")))
+    kept = sorted(path.relative_to(back.run_dir) for path in Path(back.run_dir).rglob("*"))
+    for resumed in (False, True):
+        with pytest.raises(ValueError, match=r"already holds 1 checkpoint\(s\).* start anew with another run_dir"):
+            import_hf(folder, replace(back, resume=resumed))
+    assert sorted(path.relative_to(back.run_dir) for path in Path(back.run_dir).rglob("*")) == kept
+
+
+def test_several_dtypes_come_and_go_without_a_bit_lost(
+    run: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Norms and the parts of one q/k/v have another dtype than most weights."""
+    save(replace(run, run_dir=str(tmp_path / "run")), 1)
+    folder = export(tmp_path / "run", tmp_path / "hf")
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    third = torch.tensor(1 / 3)  # no bfloat16
+    for name in ("model.norm.weight", "visual.merger.ln_q.bias", "model.layers.0.self_attn.k_proj.weight"):
+        stored[name] = stored[name].float() + third
+    save_file(stored, file)
+    caplog.clear()
+    import_hf(folder, replace(run, run_dir=str(tmp_path / "back")))
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1 and "1 fused tensors in several dtypes" in told[0]
+    assert "language.decoder.layers.0.self_attention.linear_qkv.weight" in told[0]
+    again = export(tmp_path / "back", tmp_path / "again")
+    assert json.loads((again / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    found = load_file(again / "model.safetensors")
+    assert found.keys() == stored.keys()
+    for name, value in stored.items():
+        wide = name in {f"model.layers.0.self_attn.{part}_proj.weight" for part in "qv"}
+        assert found[name].dtype == (torch.float32 if wide else value.dtype), name
+        assert torch.equal(found[name], value.to(found[name].dtype)), name
+
+
+def test_a_tokenizer_that_chat_would_refuse_is_refused_before_anything_is_written(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    mine = replace(run, run_dir=str(tmp_path / "run"))
+    save(mine, 1)
+    saved = json.loads((Path(run.data.tokenizer) / "tokenizer.json").read_text())
+    short = tmp_path / "short"
+    short.mkdir()
+    saved["added_tokens"] = [one for one in saved["added_tokens"] if one["content"] != "<|im_start|>"]
+    del saved["model"]["vocab"]["<|im_start|>"]
+    (short / "tokenizer.json").write_text(json.dumps(saved))
+    for folder, said in ((short, r"lacks the special tokens <\|im_start\|>; use"), (tmp_path / "gone", "no tokenizer")):
+        with pytest.raises(ValueError, match=said):
+            export(mine.run_dir, tmp_path / "hf", tokenizer=folder)
+    saved["model"]["vocab"] |= {"<|im_start|>": 298, "far": run.model.language.vocab_size}
+    saved["added_tokens"].append({**saved["added_tokens"][0], "content": "<|im_start|>", "id": 298})
+    (short / "tokenizer.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"largest token id is 1024 but the model has 1024 embeddings"):
+        export(mine.run_dir, tmp_path / "hf", tokenizer=short)
+    (short / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+        export(mine.run_dir, tmp_path / "hf", tokenizer=short)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_every_auto_class_reads_an_exported_folder(run: RunConfig, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from launch.conversation import printable
 from launch.export import export
@@ -84,3 +85,48 @@ def test_picture_budgets_are_read_in_either_words(exported: Path, tmp_path: Path
     found = load(copy)
     assert (found.image.min_pixels, found.image.max_pixels) == (1568, 6272)
     assert found.video.max_pixels == 6272, "a frame is no larger than a picture"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("preprocessor_config.json", {"size": [1, 2]}, r"size is \[1, 2\]; a JSON object"),
+        ("preprocessor_config.json", {"min_pixels": "3136"}, "min_pixels is '3136'; a whole number"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 0}}, r"size\.longest_edge is 0"),
+        ("preprocessor_config.json", {"min_pixels": 6272, "max_pixels": 3136}, "6272.*3136"),
+        ("processor_config.json", {"image_processor": [1]}, r"image_processor is \[1\]"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id is '2'; a whole number"),
+        ("generation_config.json", {"eos_token_id": [2, "3"]}, r"eos_token_id is \[2, '3'\]; a list of whole numbers"),
+        ("tokenizer.json", {"model": 1}, "cannot be read as a tokenizer"),
+    ],
+    ids=str,
+)
+def test_a_broken_file_is_named(file: str, content: dict, said: str, exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "hf"
+    shutil.copytree(exported, copy)
+    if file == "processor_config.json":
+        (copy / "preprocessor_config.json").unlink()
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{copy / file}.*{said}"):
+        load(copy, "cpu")
+
+
+def test_a_head_that_differs_from_what_it_is_tied_to_is_refused(exported: Path, tmp_path: Path) -> None:
+    """transformers would compute with that head, whatever config.json says of ties."""
+    copy = tmp_path / "hf"
+    shutil.copytree(exported, copy)
+    stored = load_file(copy / "model.safetensors")
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"] + 1}, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight is another tensor than model\.embed_tokens\.weight"):
+        load(copy, "cpu")
+
+
+def test_a_folder_of_several_dtypes_is_what_transformers_makes_of_it(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "hf"
+    shutil.copytree(exported, copy)
+    stored = load_file(copy / "model.safetensors")
+    save_file(stored | {"model.norm.weight": stored["model.norm.weight"].half()}, copy / "model.safetensors")
+    ours = load(copy, "cpu").model
+    theirs = type(ours).from_pretrained(copy).state_dict()
+    for name, value in ours.state_dict().items():
+        assert value.dtype == theirs[name].dtype == torch.float32 and torch.equal(value, theirs[name]), name

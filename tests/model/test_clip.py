@@ -121,6 +121,23 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert "no place for embeddings.patch_embedding.bias" in message
 
 
+@pytest.mark.parametrize(
+    ("form", "change", "said"),
+    [
+        ("whole", {"vision_config": [1]}, r"vision_config is \[1\]; a JSON object"),
+        ("whole", {"vision_config": {"hidden_size": "64"}}, r"vision_config\.hidden_size is '64'"),
+        ("tower", {"layer_norm_eps": "1e-5"}, "layer_norm_eps is '1e-5'; a number above 0"),
+        ("tower", {"num_hidden_layers": 0}, "num_hidden_layers is 0; a whole number of at least 1"),
+    ],
+)
+def test_a_broken_config_is_told_with_file_key_and_value(form: str, change: dict, said: str, tmp_path: Path) -> None:
+    make_clip(tmp_path, form)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{path}: .*{said}"):
+        open_clip(tmp_path, CLIP_MODEL)
+
+
 def test_other_folders_and_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         open_clip(tmp_path / "absent", CLIP_MODEL)

@@ -279,8 +279,32 @@ def test_a_head_beside_tied_embeddings_must_equal_them(tmp_path: Path, tokenizer
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     open_hf(folder, config)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
-    with pytest.raises(ValueError, match="no place for lm_head"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight is another tensor"):
         open_hf(folder, config)
+
+
+def test_pieces_of_several_dtypes_are_read_in_the_one_that_holds_them_all(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    folder = export(tmp_path / "hf", TINY, random_weights(TINY), tokenizer_folder)
+    file = folder / "model.safetensors"
+    layer, down = "model.layers.1.self_attn", "model.layers.0.mlp.down_proj.weight"
+    stored = load_file(file)
+    stored |= {f"{layer}.{one}_proj.weight": stored[f"{layer}.{one}_proj.weight"].bfloat16() for one in "qv"}
+    stored |= {"model.layers.0.mlp.gate_proj.weight": stored["model.layers.0.mlp.gate_proj.weight"].bfloat16()}
+    stored |= {"model.layers.0.mlp.up_proj.weight": stored["model.layers.0.mlp.up_proj.weight"].half()}
+    save_file(stored | {down: stored[down].bfloat16()}, file)
+    reader = open_hf(folder, TINY)
+    decoder = "language.decoder.layers"
+    fused = [f"{decoder}.0.mlp.linear_fc1.weight", f"{decoder}.1.self_attention.linear_qkv.weight"]
+    assert sorted(reader.widened()) == fused
+    pieces = hf_pieces(TINY)
+    for name in fused:
+        back = to_hf(pieces[name], reader.read(name))
+        assert all(
+            value.dtype == torch.float32 and torch.equal(value, stored[key].float()) for key, value in back.items()
+        )
+    assert reader.read(f"{decoder}.0.mlp.linear_fc2.weight").dtype == torch.bfloat16
 
 
 def test_index_cannot_point_outside(tmp_path: Path, tokenizer_folder: Path) -> None:

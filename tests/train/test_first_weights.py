@@ -127,6 +127,9 @@ def test_a_language_folder_that_does_not_fit_is_refused_with_numbers_and_cure(tm
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {"lm_head.weight": torch.ones(301, 64)}, file)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is another tensor than model\.embed_tokens\.weight"):
+        open_language(tmp_path, MODEL)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     assert open_language(tmp_path, MODEL).dropped == ("lm_head.weight",)
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors | {"score.weight": torch.ones(2, 64)}, file)
