@@ -95,7 +95,7 @@ def measure(run: RunConfig, tokens_per_row: int, rows: int, steps: int) -> dict[
         row = random_row(run.model.vision, run.model.language.vocab_size, tokens_per_row)
         parts = StepParts(
             batches=RandomBatches(row, rows, groups, form),  # type: ignore[arg-type]
-            schedule=Schedule(built.module, groups),
+            schedule=Schedule(built.module.chunks, groups),
             optimizer=optimizer,
             groups=groups,
             stage=run.stage,

@@ -7,7 +7,7 @@ import torch
 from model.canonical import Box, canonical_boxes
 from model.config import ModelConfig
 from model.placement import check_layout
-from model.vlm import VisionLanguageModel
+from model.vlm import PipelineStage
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 
@@ -16,7 +16,7 @@ from parallel.groups import Groups
 class BuiltModel:
     """This rank's pipeline stage and where its parameters lie in the whole model."""
 
-    module: VisionLanguageModel
+    module: PipelineStage
     config: ModelConfig
     boxes: dict[str, Box]
 
@@ -36,15 +36,17 @@ def build_model(
     if unknown:
         raise ValueError(f"stage.trainable names {sorted(unknown)}; model {config.name} has {list(config.parts)}")
     with groups.device:  # norms would be made on the host
-        module = VisionLanguageModel(config, parallel, groups, dtype)
-    for part in set(config.parts) - set(trainable):
-        frozen = module.part(part)
-        if frozen is not None:
-            frozen.requires_grad_(False)
+        module = PipelineStage(config, parallel, groups, dtype)
     boxes = canonical_boxes(module, config, parallel, groups)
     for name, parameter in module.named_parameters():
+        parameter.requires_grad_(boxes[name].name.partition(".")[0] in trainable)
         # DeepSpeed counts a parameter's gradient once per tensor rank if it is split, once in all if it is not,
         # and never for the second copy of a tied embedding.
         parameter.tensor_model_parallel = boxes[name].is_split  # type: ignore[attr-defined]
         parameter.ds_pipe_replicated = not boxes[name].owner  # type: ignore[attr-defined]
+        parameter.shared_embedding = (  # type: ignore[attr-defined]
+            config.language.tie_embeddings
+            and groups.tied is not None
+            and boxes[name].name == "language.embedding.word_embeddings.weight"
+        )
     return BuiltModel(module=module, config=config, boxes=boxes)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.placement import language_split
-from model.vlm import VisionLanguageModel
+from model.vlm import PipelineStage
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 
+_CHUNK = re.compile(r"chunks\.(\d+)\.(.*)")
 _LAYER = re.compile(r"^(language\.decoder)\.layers\.(\d+)\.")
 _ROW_SPLIT = ("linear_proj.weight", "linear_fc2.weight")
 _COLUMN_SPLIT = ("linear_fc1.weight", "linear_fc1.bias")
@@ -47,18 +48,26 @@ class Box:
 
 
 def canonical_boxes(
-    module: VisionLanguageModel, config: ModelConfig, parallel: ParallelConfig, groups: Groups
+    module: PipelineStage, config: ModelConfig, parallel: ParallelConfig, groups: Groups
 ) -> dict[str, Box]:
     """The box of every parameter of this rank's pipeline stage, by local parameter name."""
-    first_layer = sum(language_split(config, parallel)[: groups.pp_rank])
+    split = language_split(config, parallel)
     boxes = {}
     for local_name, parameter in module.named_parameters():
-        name = _LAYER.sub(lambda match: f"{match[1]}.layers.{int(match[2]) + first_layer}.", local_name)
+        chunk = _CHUNK.match(local_name)
+        assert chunk is not None, local_name
+        before = sum(split[: int(chunk[1]) * parallel.pipeline + groups.pp_rank])
+        name = _later_layer(chunk[2], before)
         owner = True
         if config.language.tie_embeddings and name == "language.output_layer.weight":
             name, owner = "language.embedding.word_embeddings.weight", False
         boxes[local_name] = _box(name, owner, parameter, config, groups)
     return boxes
+
+
+def _later_layer(name: str, before: int) -> str:
+    """A parameter's name in the whole model: language layers count on from those of earlier pieces."""
+    return _LAYER.sub(lambda match: f"{match[1]}.layers.{int(match[2]) + before}.", name)
 
 
 def _box(name: str, owner: bool, parameter: torch.nn.Parameter, config: ModelConfig, groups: Groups) -> Box:

@@ -31,9 +31,10 @@ class LanguageModel(GPTModel):
         groups: Groups,
         dtype: torch.dtype,
         split: tuple[int, ...],
+        chunk: int,
     ) -> None:
         self.sizes = config
-        num_layers = split[groups.pp_rank]
+        num_layers = split[chunk * parallel.pipeline + groups.pp_rank]
         super().__init__(
             config=language_transformer_config(config, parallel, groups, dtype, split),
             transformer_layer_spec=TransformerBlockSubmodules(
@@ -41,14 +42,15 @@ class LanguageModel(GPTModel):
             ),
             vocab_size=padded_vocab(config, groups.tp_size),
             max_sequence_length=config.max_positions,
-            pre_process=groups.is_first_pipeline_stage,
-            post_process=groups.is_last_pipeline_stage,
+            pre_process=groups.is_first_pipeline_stage and chunk == 0,
+            post_process=groups.is_last_pipeline_stage and chunk == parallel.chunks - 1,
             share_embeddings_and_output_weights=config.tie_embeddings,
             position_embedding_type="mrope",
             rotary_base=config.rope_theta,
             # Visual tokens are put in before the row is split over the tensor axis.
             scatter_embedding_sequence_parallel=False,
             pg_collection=groups.megatron,
+            vp_stage=chunk if parallel.chunks > 1 else None,
         )
         num_real = config.vocab_size - groups.tp_rank * (padded_vocab(config, groups.tp_size) // groups.tp_size)
         self.num_real_logits = max(0, num_real)
@@ -89,18 +91,21 @@ def language_transformer_config(
         layernorm_epsilon=config.rms_norm_eps,
         mrope_section=list(config.mrope_section),
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.chunks if parallel.chunks > 1 else None,
         pipeline_model_parallel_layout=layer_layout(split) if groups.pp_size > 1 else None,
+        # Interleaving sends both ways between the same two ranks, which gloo cannot tell apart in one batch.
+        batch_p2p_comm=parallel.chunks == 1,
         pipeline_dtype=dtype,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # demanded by variable_seq_lengths although there is no MoE
         calculate_per_token_loss=True,  # else the schedule divides the loss by the number of microbatches
         deallocate_pipeline_outputs=True,
-        **shared_settings(parallel, dtype, groups.device),
+        **shared_settings(parallel, parallel.recompute.language, dtype, groups.device),
     )
 
 
 def layer_layout(split: tuple[int, ...]) -> list[list[str]]:
-    """A split as megatron-core spells it: embedding, decoder layers and loss of each pipeline stage."""
+    """A split as megatron-core spells it: embedding, decoder layers and loss of each piece of the pipeline."""
     stages = [["decoder"] * count for count in split]
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")

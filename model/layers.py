@@ -12,7 +12,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from model.attention import PackedAttention
-from parallel.config import ParallelConfig
+from parallel.config import ParallelConfig, Recompute
+
+_RECOMPUTE: dict[Recompute, dict[str, object]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -65,9 +71,12 @@ def layer_spec(norm: type, causal: bool) -> ModuleSpec:
     )
 
 
-def shared_settings(parallel: ParallelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+def shared_settings(
+    parallel: ParallelConfig, recompute: Recompute, dtype: torch.dtype, device: torch.device
+) -> dict[str, object]:
     """TransformerConfig fields that both towers share."""
     return {
+        **_RECOMPUTE[recompute],
         "tensor_model_parallel_size": parallel.tensor,
         "sequence_parallel": parallel.sequence_parallel,
         "params_dtype": dtype,

@@ -10,12 +10,13 @@ from parallel.config import ParallelConfig
 
 
 def language_split(model: ModelConfig, parallel: ParallelConfig) -> tuple[int, ...]:
-    """Language layers of each pipeline stage: `parallel.split`, or even with earlier stages lighter."""
+    """Language layers of each piece of the pipeline: `parallel.split`, or even with earlier pieces lighter."""
+    assert parallel.split != "auto", "train/balance.py puts numbers in its place before anything is built"
     if parallel.split is not None:
         return parallel.split
-    base, extra = divmod(model.language.num_layers, parallel.pipeline)
-    # Vision and merger already weigh on the first stage, so what is left over goes to the later ones.
-    return tuple(base + (stage >= parallel.pipeline - extra) for stage in range(parallel.pipeline))
+    base, extra = divmod(model.language.num_layers, parallel.num_pieces)
+    # Vision and merger already weigh on the first piece, so what is left over goes to the later ones.
+    return tuple(base + (piece >= parallel.num_pieces - extra) for piece in range(parallel.num_pieces))
 
 
 def check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
@@ -36,18 +37,18 @@ def layout_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]
                 f"{model.name} can be split {' or '.join(map(str, fits))} way(s)"
             )
     num_layers = model.language.num_layers
-    if parallel.pipeline > num_layers:
+    if parallel.num_pieces > num_layers:
         yield (
-            f"parallel.pipeline={parallel.pipeline} pipeline stages for {num_layers} language layers leave "
-            f"stages empty; set parallel.pipeline={num_layers} or less"
+            f"parallel.pipeline={parallel.pipeline} x parallel.chunks={parallel.chunks} = {parallel.num_pieces} pieces "
+            f"for {num_layers} language layers leave some empty; have {num_layers} pieces or fewer"
         )
-    if parallel.split is not None and sum(parallel.split) != num_layers:
+    if isinstance(parallel.split, tuple) and sum(parallel.split) != num_layers:
         yield (
             f"parallel.split={list(parallel.split)} places {sum(parallel.split)} layers but {model.name} has "
             f"{num_layers}; change the entries to add up to {num_layers}"
         )
-    if parallel.split is not None and min(parallel.split) < 1:
-        yield f"parallel.split={list(parallel.split)}: every pipeline stage needs at least 1 language layer"
+    if isinstance(parallel.split, tuple) and min(parallel.split) < 1:
+        yield f"parallel.split={list(parallel.split)}: every piece needs at least 1 language layer"
 
 
 def _split_sizes(model: ModelConfig) -> dict[str, int]:

@@ -42,7 +42,7 @@ class VisionTower(torch.nn.Module):
             activation_func=quick_gelu,
             normalization="LayerNorm",
             layernorm_epsilon=config.layernorm_eps,
-            **shared_settings(parallel, dtype, groups.device),
+            **shared_settings(parallel, parallel.recompute.vision, dtype, groups.device),
         )
         spec = layer_spec(LayerNorm, causal=False)
         self.blocks = TransformerBlock(

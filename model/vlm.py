@@ -1,8 +1,9 @@
-"""One pipeline stage of the vision-language model. Parts that live on another stage are None.
+"""One pipeline stage of the vision-language model, in one or more chunks. Parts that live elsewhere are None.
 
 Shapes: T tokens of a row, P patches, V visual tokens, H width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,22 +39,28 @@ class Row:
     """(P, patch_dim) in the model's dtype"""
 
 
-class VisionLanguageModel(torch.nn.Module):
-    """Vision tower -> merger -> visual tokens put into the embedded row -> decoder layers -> token losses."""
+class ModelChunk(torch.nn.Module):
+    """A run of layers: vision tower -> merger -> visual tokens put into the embedded row -> decoder -> token losses.
+
+    The first chunk of the first pipeline stage has the towers and the embedding, the last of the last the head.
+    """
 
     model_type = ModelType.encoder_or_decoder  # asked for by megatron-core's schedules
 
-    def __init__(self, config: ModelConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype, chunk: int
+    ) -> None:
         super().__init__()
         self.groups = groups
+        self.has_input = groups.is_first_pipeline_stage and chunk == 0
         self.sequence_parallel = parallel.sequence_parallel
         self.vision: VisionTower | None = None
         self.merger: Merger | None = None
-        if config.vision is not None and groups.is_first_pipeline_stage:
+        if config.vision is not None and self.has_input:
             self.vision = VisionTower(config.vision, parallel, groups, dtype)
             self.merger = Merger(config.vision, config.language.hidden_size, groups.device, dtype)
         split = language_split(config, parallel)
-        self.language = LanguageModel(config.language, parallel, groups, dtype, split)
+        self.language = LanguageModel(config.language, parallel, groups, dtype, split, chunk)
         self.config = self.language.config  # the schedules look for it here
 
     def set_input_tensor(self, input_tensor: list[Tensor]) -> None:
@@ -66,7 +73,7 @@ class VisionLanguageModel(torch.nn.Module):
             input_ids=None,
             position_ids=row.positions,
             attention_mask=None,
-            decoder_input=self.embed(row) if self.groups.is_first_pipeline_stage else None,
+            decoder_input=self.embed(row) if self.has_input else None,
             labels=row.targets if with_loss else None,
             packed_seq_params=row.segments,
         )
@@ -82,6 +89,11 @@ class VisionLanguageModel(torch.nn.Module):
             embedded = scatter_to_sequence_parallel_region(embedded, group=self.groups.tp)
         return embedded
 
-    def part(self, name: str) -> torch.nn.Module | None:
-        """The part a recipe names, or None where this pipeline stage has none of it."""
-        return {"vision": self.vision, "merger": self.merger, "language": self.language}[name]
+
+class PipelineStage(torch.nn.Module):
+    """Everything this rank holds of the model. One chunk, or several for interleaved 1F1B."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig, groups: Groups, dtype: torch.dtype) -> None:
+        super().__init__()
+        chunks = [ModelChunk(config, parallel, groups, dtype, chunk) for chunk in range(parallel.chunks)]
+        self.chunks: Sequence[ModelChunk] = torch.nn.ModuleList(chunks)  # type: ignore[assignment]

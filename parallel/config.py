@@ -1,6 +1,18 @@
 """How a run is spread over processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+Recompute = Literal["none", "selective", "full"]
+"""What backward computes again instead of keeping: nothing, the attention core, or whole layers (arXiv 2205.05198)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecomputeConfig:
+    """Recomputation of each tower. The vision tower's patches far outnumber the language model's tokens."""
+
+    vision: Recompute = "none"
+    language: Recompute = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,8 +28,14 @@ class ParallelConfig:
     sequence_parallel: bool = False
     """Split activations outside the matrices over the tensor axis too; rows are padded to a multiple of `tensor`."""
 
-    split: tuple[int, ...] | None = None
-    """Language layers on each pipeline stage; None shares them evenly, earlier stages taking one less when uneven."""
+    chunks: int = 1
+    """Pieces of the model that each pipeline stage holds; 2 or more is interleaved 1F1B (arXiv 2104.04473, 2.2)."""
+
+    split: tuple[int, ...] | Literal["auto"] | None = None
+    """Language layers of each piece of the pipeline, in the model's order: `pipeline` x `chunks` numbers. None shares
+    them evenly, earlier pieces taking one less when uneven; auto balances the FLOPs of the recipe's own mixture."""
+
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
 
     reduce_bucket_elements: int = 50_000_000
     """ZeRO-1 reduction bucket. DeepSpeed's own default of 5e8 elements costs 2 GB of fp32 in every process."""
@@ -29,19 +47,29 @@ class ParallelConfig:
         for name in ("reduce_bucket_elements", "timeout_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be more than 0")
-        for name in ("tensor", "pipeline"):
+        for name in ("tensor", "pipeline", "chunks"):
             if getattr(self, name) < 1:
-                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it counts ranks and must be at least 1")
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it is a count and must be at least 1")
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError(
                 "parallel.sequence_parallel=true splits activations over the tensor axis, but parallel.tensor is 1; "
                 "set parallel.sequence_parallel=false or parallel.tensor=2 or more"
             )
-        if self.split is not None and len(self.split) != self.pipeline:
+        if self.chunks > 1 and self.pipeline == 1:
             raise ValueError(
-                f"parallel.split lists {len(self.split)} pipeline stages {list(self.split)} "
-                f"but parallel.pipeline is {self.pipeline}; give one number a stage"
+                f"parallel.chunks={self.chunks} interleaves pipeline stages, but parallel.pipeline is 1; "
+                "set parallel.chunks=1 or parallel.pipeline=2 or more"
             )
+        if isinstance(self.split, tuple) and len(self.split) != self.num_pieces:
+            raise ValueError(
+                f"parallel.split lists {len(self.split)} pieces {list(self.split)} but parallel.pipeline is "
+                f"{self.pipeline} and parallel.chunks is {self.chunks}; give {self.num_pieces} numbers"
+            )
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces that the pipeline cuts the language model into; piece i lies on pipeline stage i % pipeline."""
+        return self.pipeline * self.chunks
 
     def data_size(self, world_size: int) -> int:
         """Size of the data axis for a world of `world_size` processes; ValueError if the axes do not divide it."""

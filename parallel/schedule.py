@@ -10,7 +10,9 @@ import torch
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import (
     forward_backward_no_pipelining,
+    forward_backward_pipelining_with_interleaving,
     forward_backward_pipelining_without_interleaving,
+    get_schedule_table,
 )
 from torch import Tensor
 
@@ -20,34 +22,40 @@ from parallel.groups import Groups
 class AnnouncedCommunicator(P2PCommunicator):
     """Looks shapes up by microbatch number where megatron-core would exchange them before every message."""
 
-    def announce(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Set the hidden-state shape of each microbatch of the coming step."""
-        self._shapes = shapes
-        self._next_forward = 0
-        self._next_backward = 0
+    def announce(self, shapes: Sequence[tuple[int, int, int]], chunks: int, group_size: int) -> None:
+        """Set the hidden-state shape of each microbatch of the coming step.
+
+        Messages come in the order of megatron-core's schedule table. The first rank gets a chunk's inputs from the last
+        one, and none for its first chunk; with gradients it is the other way round.
+        """
+        table = get_schedule_table(len(shapes), chunks, group_size)
+        every = [shapes[microbatch] for microbatch, _ in table]
+        around = [shapes[microbatch] for microbatch, chunk in table if chunk < chunks - 1]
+        self._forward = iter(around if self.pp_group.rank() == 0 else every)
+        self._backward = iter(around if self.pp_group.rank() == self.pp_group.size() - 1 else every)
 
     def _communicate_shapes(
         self, tensor_send_next: Tensor | None, tensor_send_prev: Tensor | None, recv_prev: bool, recv_next: bool
     ) -> tuple[Sequence[int], Sequence[int]]:
         forward_shape = backward_shape = (0, 0, 0)
         if recv_prev:
-            forward_shape = self._shapes[self._next_forward]
-            self._next_forward += 1
+            forward_shape = next(self._forward)
         if recv_next:
-            backward_shape = self._shapes[self._next_backward]
-            self._next_backward += 1
+            backward_shape = next(self._backward)
         return forward_shape, backward_shape
 
 
 class Schedule:
-    """Runs the microbatches of a step through one model."""
+    """Runs the microbatches of a step through this rank's chunks of the model."""
 
-    def __init__(self, module: torch.nn.Module, groups: Groups) -> None:
-        self._module = module
+    def __init__(self, chunks: Sequence[torch.nn.Module], groups: Groups) -> None:
+        config: Any = chunks[0].config
+        self._chunks = list(chunks)
         self._groups = groups
-        self._communicator = AnnouncedCommunicator(pp_group=groups.pp, config=module.config)  # type: ignore[arg-type]
-        self._hidden_size: int = module.config.hidden_size  # type: ignore[union-attr,assignment]
-        self._slices = groups.tp_size if module.config.sequence_parallel else 1  # type: ignore[union-attr]
+        self._communicator = AnnouncedCommunicator(pp_group=groups.pp, config=config)
+        self._hidden_size: int = config.hidden_size
+        self._group_size: int = config.microbatch_group_size_per_vp_stage
+        self._slices = groups.tp_size if config.sequence_parallel else 1
 
     def run(
         self,
@@ -66,7 +74,8 @@ class Schedule:
         Returns:
             The reports in microbatch order on the last pipeline stage, an empty list elsewhere.
         """
-        self._communicator.announce([(length // self._slices, 1, self._hidden_size) for length in lengths])
+        shapes = [(length // self._slices, 1, self._hidden_size) for length in lengths]
+        self._communicator.announce(shapes, len(self._chunks), self._group_size)
 
         def forward_step(data: Any, module: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], tuple]]:
             microbatch = next(data)
@@ -79,15 +88,10 @@ class Schedule:
 
             return output, sum_loss
 
-        run = (
-            forward_backward_no_pipelining
-            if self._groups.pp_size == 1
-            else forward_backward_pipelining_without_interleaving
-        )
-        return run(
+        return self._loop()(
             forward_step_func=forward_step,
-            data_iterator=iter(microbatches),
-            model=self._module,
+            data_iterator=[iter(microbatches) for _ in self._chunks],
+            model=self._chunks,
             num_microbatches=len(microbatches),
             seq_length=1,  # unused: shapes are announced
             micro_batch_size=1,
@@ -95,3 +99,10 @@ class Schedule:
             p2p_communicator=self._communicator,
             pg_collection=self._groups.megatron,
         )
+
+    def _loop(self) -> Callable[..., list[Tensor]]:
+        if self._groups.pp_size == 1:
+            return forward_backward_no_pipelining
+        if len(self._chunks) == 1:
+            return forward_backward_pipelining_without_interleaving
+        return forward_backward_pipelining_with_interleaving

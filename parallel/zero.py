@@ -81,7 +81,7 @@ class ZeroOptimizer:
         self._groups = groups
         self._bf16 = bf16
         self._names = {p: name for group in param_groups for name, p in group.named_parameters}
-        self._tied = [p for p in self._names if getattr(p, "ds_pipe_replicated", False) or _is_tied_source(module, p)]
+        self._tied = [p for p in self._names if getattr(p, "shared_embedding", False)]
         self._bucket_elements = bucket_elements
         # DeepSpeed's norm counts replicated parameters on tensor rank 0 alone and cannot take the norm of nothing.
         replicated_alone = not any(getattr(p, "tensor_model_parallel", False) for p in self._names)
@@ -210,13 +210,6 @@ class ZeroOptimizer:
 
     def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
         return self._zero.bf16_groups if self._bf16 else self._zero.bit16_groups
-
-
-def _is_tied_source(module: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
-    language = getattr(module, "language", None)
-    if language is None or not language.share_embeddings_and_output_weights or not language.pre_process:
-        return False
-    return parameter is language.embedding.word_embeddings.weight
 
 
 def _placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.nn.Parameter:

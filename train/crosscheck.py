@@ -6,6 +6,7 @@ All of it is arithmetic on the recipe, so it runs before any process group, file
 from collections.abc import Iterator
 
 from model.placement import layout_faults
+from parallel.config import ParallelConfig
 from train.config import RunConfig
 from train.sources import part_sources
 
@@ -35,7 +36,19 @@ def world_faults(run: RunConfig, world_size: int) -> list[str]:
             f"({world_size} processes / tensor {run.parallel.tensor} / pipeline {run.parallel.pipeline}); "
             f"set data.rows_per_step={lower + data_size}" + (f" or {lower}" if lower else "")
         ]
-    return []
+    return _interleaving(run.parallel, run.data.rows_per_step // data_size, data_size)
+
+
+def _interleaving(parallel: ParallelConfig, microbatches: int, data_size: int) -> list[str]:
+    """megatron-core sends microbatches through a chunk in groups of `pipeline`, and refuses a last group of less."""
+    if parallel.chunks == 1 or microbatches % parallel.pipeline == 0:
+        return []
+    more = -(-microbatches // parallel.pipeline) * parallel.pipeline
+    return [
+        f"parallel.chunks={parallel.chunks} interleaves {microbatches} microbatches a replica over parallel.pipeline="
+        f"{parallel.pipeline} pipeline stages, which have to divide them; set data.rows_per_step={more * data_size} or "
+        "parallel.chunks=1"
+    ]
 
 
 def _stage(run: RunConfig) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Trainer:
         self.batches = Batches(self.plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.parts = StepParts(
             batches=self.batches,
-            schedule=Schedule(self.model.module, groups),
+            schedule=Schedule(self.model.module.chunks, groups),
             optimizer=self.optimizer,
             groups=groups,
             stage=run.stage,

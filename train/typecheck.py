@@ -39,8 +39,10 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (only,) = [option for option in inner if option is not type(None)]
-        return _value(value, only, path, faults)
+        is_list = isinstance(value, list | tuple)
+        options = [option for option in inner if option is not type(None)]
+        fitting = [option for option in options if (typing.get_origin(option) is tuple) == is_list]
+        return _value(value, fitting[0] if fitting else options[0], path, faults)
     if dataclasses.is_dataclass(kind):
         return _record(value, typing.cast(type, kind), path, faults)
     if origin is tuple and isinstance(value, list | tuple):

@@ -161,7 +161,7 @@ def start(
         steps = [random_step(100 + step, NUM_ROWS, model.language.vocab_size) for step in range(NUM_STEPS)]
     parts = StepParts(
         batches=GivenBatches(steps, groups, form),  # type: ignore[arg-type]
-        schedule=Schedule(built.module, groups),
+        schedule=Schedule(built.module.chunks, groups),
         optimizer=optimizer,
         groups=groups,
         stage=run.stage,
@@ -189,7 +189,8 @@ def record_steps(made: Stage) -> Record:
         record.gradients.append(_pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
         for name, parameter in built.module.named_parameters():
             # By the stage's own words: a part that nobody froze has `requires_grad` like a trained one.
-            frozen = name in built.boxes and name.split(".")[0] not in made.parts.stage.trainable
+            part = built.boxes[name].name.partition(".")[0] if name in built.boxes else None
+            frozen = part is not None and part not in made.parts.stage.trainable
             if frozen and parameter.grad is not None:
                 frozen_with_gradient.add(built.boxes[name].name)
         return update()

@@ -133,9 +133,9 @@ def _case(reference: Any, built: BuiltModel, groups: Groups, grids: list[Any], s
     expected_loss, expected_logits, expected = run_transformers(reference, built.config, samples)
     announced = announce([pack(samples)], 1, groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
     with torch.no_grad():
-        logits = built.module(announced.rows[0], with_loss=False)[0]
+        logits = built.module.chunks[0](announced.rows[0], with_loss=False)[0]
     built.module.zero_grad(set_to_none=True)
-    sums = Schedule(built.module, groups).run(announced.rows, announced.lengths, _mean_loss)
+    sums = Schedule(built.module.chunks, groups).run(announced.rows, announced.lengths, _mean_loss)
     loss = float(sums[0])
     measured = {
         built.boxes[name].name: torch.zeros(built.boxes[name].shape)

@@ -190,7 +190,7 @@ def clip_differences(parallel: ParallelConfig, run_dir: Path, folder: Path) -> C
     with model_parallel(parallel, pick_device(), seed=0) as groups, torch.no_grad():
         built = build_model(CLIP_MODEL, parallel, groups, torch.float32, CLIP_MODEL.parts)
         first_weights(run, built, groups, None)
-        tower = built.module.vision
+        tower = built.module.chunks[0].vision
         if tower is None:
             return None
         layers = _layer_difference(tower, clip)

@@ -43,7 +43,7 @@ def measure_rounding(seed: int, std: float) -> tuple[Rounding, Rounding]:
         form = RowForm(dtype=torch.bfloat16, patch_dim=PATCH_DIM, multiple=1)
         announced = announce([pack(samples)], 1, groups, form)
         with torch.no_grad():
-            logits = built.module(announced.rows[0], with_loss=False)[0]
+            logits = built.module.chunks[0](announced.rows[0], with_loss=False)[0]
         kept: list[Tensor] = []
 
         def loss(row: Any, token_losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def measure_rounding(seed: int, std: float) -> tuple[Rounding, Rounding]:
             mean = (token_losses * supervised).sum() / supervised.sum()
             return mean, mean.detach()
 
-        Schedule(built.module, groups).run(announced.rows, announced.lengths, loss)
+        Schedule(built.module.chunks, groups).run(announced.rows, announced.lengths, loss)
         gradients = {
             built.boxes[name].name: built.boxes[name].view(p.grad)
             for name, p in built.module.named_parameters()

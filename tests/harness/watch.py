@@ -78,7 +78,7 @@ def watch_step(parallel: ParallelConfig, stage: str) -> Watched:
         mine = given[groups.dp_rank :: groups.dp_size]
         lengths: list[Lengths] = []
         rows: list[Row] = []
-        made.built.module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+        made.built.module.chunks[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
 
         def note_hidden(_: torch.nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             hidden = inputs[0] if inputs else keywords["hidden_states"]
@@ -90,7 +90,7 @@ def watch_step(parallel: ParallelConfig, stage: str) -> Watched:
                 )
             )
 
-        layer = made.built.module.language.decoder.layers[0]
+        layer = made.built.module.chunks[0].language.decoder.layers[0]
         layer.register_forward_pre_hook(note_hidden, with_kwargs=True)
         with _Messages() as messages:
             train_step(made.parts, TrainState())
@@ -118,7 +118,7 @@ def bytes_kept_by_tower(stage: str) -> int:
     """Bytes that the vision tower's forward leaves allocated beside its output, in one process, in a real step."""
     with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
         made = start(ParallelConfig(), stage, groups)
-        tower = made.built.module.vision
+        tower = made.built.module.chunks[0].vision
         assert tower is not None
         kept: list[int] = []
         forward = tower.forward

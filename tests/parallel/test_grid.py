@@ -37,7 +37,9 @@ def test_axes_that_do_not_divide_the_world_are_refused_with_the_numbers() -> Non
     [
         ({"tensor": 0}, "parallel.tensor is 0"),
         ({"sequence_parallel": True}, "parallel.tensor is 1"),
-        ({"pipeline": 2, "split": (1, 2, 1)}, "lists 3 pipeline stages"),
+        ({"chunks": 2}, "parallel.pipeline is 1"),
+        ({"pipeline": 2, "chunks": 2, "split": (2, 2)}, "give 4 numbers"),
+        ({"pipeline": 2, "split": (1, 2, 1)}, "lists 3 pieces"),
     ],
 )
 def test_impossible_layouts_are_refused(keys: dict, message: str) -> None:

@@ -62,7 +62,7 @@ def _merger_dropped(rank: int) -> Mend:
         def planted(self: Any) -> None:
             if self._groups.tp_size > 1 and self._groups.tp_rank == rank:
                 for parameter, name in self._names.items():
-                    if name.startswith("merger.") and parameter.grad is not None:
+                    if ".merger." in name and parameter.grad is not None:
                         parameter.grad.zero_()
             reduce(self)
 

@@ -80,7 +80,7 @@ def start(parallel: ParallelConfig, stage: str, precision: str, groups: Groups, 
     steps = [random_step(7 + step, 4, MODEL.language.vocab_size) for step in range(first_step, 4)]
     parts = StepParts(
         batches=GivenBatches(steps, groups, form),  # type: ignore[arg-type]
-        schedule=Schedule(built.module, groups),
+        schedule=Schedule(built.module.chunks, groups),
         optimizer=optimizer,
         groups=groups,
         stage=run.stage,
