@@ -102,6 +102,10 @@ class Plan:
                 window, row = window + 1, 0
         return StepPlan(rows=tuple(rows), next_cursor=Cursor(window=window, row=row))
 
+    def num_tokens(self, source_id: int, index: int) -> int:
+        """Length of one sample, visual tokens included."""
+        return int(self._tokens[source_id][index])
+
     def window_samples(self, window: int) -> list[tuple[int, int]]:
         """(source id, index) of the samples of a window; sources are interleaved by stride."""
         slots = []

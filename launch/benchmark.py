@@ -19,10 +19,12 @@ from data.config import IGNORE
 from data.plan import Cursor, StepPlan
 from data.positions import mrope_positions
 from data.types import PackedRow
+from model.balance import balanced_split
 from model.build import build_model
 from model.config import VisionConfig
-from model.flops import step_flops
+from model.flops import row_work, step_flops
 from model.init import fill_random
+from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import distributed, peak_flops
@@ -83,7 +85,8 @@ def measure(run: RunConfig, tokens_per_row: int, rows: int, steps: int) -> dict[
     assert run.model.vision is not None
     with distributed(run.parallel, run.seed) as groups:
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        built = build_model(run.model, run.parallel, groups, dtype, run.stage.trainable)
+        row = random_row(run.model.vision, run.model.language.vocab_size, tokens_per_row)
+        built = build_model(run.model, _settled(run, row), groups, dtype, run.stage.trainable)
         for name, parameter in built.module.named_parameters():
             fill_random(parameter, built.boxes[name], run.seed, run.init.std)
         optimizer = build_optimizer(run, built, groups)
@@ -92,7 +95,6 @@ def measure(run: RunConfig, tokens_per_row: int, rows: int, steps: int) -> dict[
             patch_dim=run.model.vision.patch_dim,
             multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
         )
-        row = random_row(run.model.vision, run.model.language.vocab_size, tokens_per_row)
         parts = StepParts(
             batches=RandomBatches(row, rows, groups, form),  # type: ignore[arg-type]
             schedule=Schedule(built.module.chunks, groups),
@@ -102,6 +104,14 @@ def measure(run: RunConfig, tokens_per_row: int, rows: int, steps: int) -> dict[
         )
         seconds, report = _timed_steps(parts, steps)
         return _figures(run, groups, seconds, report)
+
+
+def _settled(run: RunConfig, row: PackedRow) -> ParallelConfig:
+    """The layout with a split that fits the rows that are timed, where the recipe says auto."""
+    if run.parallel.split != "auto" or run.parallel.pipeline == 1:
+        return replace(run.parallel, split=None) if run.parallel.split == "auto" else run.parallel
+    work = row_work(row.segment_lengths.tolist(), [(t, h, w) for t, h, w in row.grids.tolist()])
+    return replace(run.parallel, split=balanced_split(run.model, run.parallel, run.stage.trainable, work))
 
 
 def _timed_steps(parts: StepParts, steps: int) -> tuple[float, StepReport]:

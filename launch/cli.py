@@ -246,11 +246,10 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from model.shards import report_lines, shard_report
+    from launch.plan import plan_lines
     from train.resolve import compose
 
-    run = compose(options.config_name, options.overrides)
-    return _tell([run.model.name, *report_lines(shard_report(run.model, run.parallel), run.parallel)])
+    return _tell(plan_lines(compose(options.config_name, options.overrides)))
 
 
 def _quickstart(options: argparse.Namespace) -> int:

@@ -42,13 +42,18 @@ def row_work(segments: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> 
     )
 
 
-def language_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> tuple[int, int]:
-    """Forward FLOPs of the decoder and its head: (matrices, attention)."""
+def decoder_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> tuple[int, int]:
+    """Forward FLOPs of all decoder layers, without the head: (matrices, attention)."""
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     matrices = config.hidden_size * heads + config.num_heads * config.head_dim * config.hidden_size
     matrices += 3 * config.hidden_size * config.ffn_size
-    linear = 2 * tokens * (config.num_layers * matrices + config.hidden_size * config.vocab_size)
-    return linear, 4 * config.num_layers * config.num_heads * config.head_dim * token_pairs // 2
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * token_pairs // 2
+    return 2 * tokens * config.num_layers * matrices, attention
+
+
+def head_flops(config: LanguageConfig, tokens: int) -> int:
+    """Forward FLOPs of the matrix that gives logits."""
+    return 2 * tokens * config.hidden_size * config.vocab_size
 
 
 def vision_flops(config: VisionConfig, patches: int, patch_pairs: int) -> tuple[int, int]:
@@ -65,7 +70,12 @@ def merger_flops(config: VisionConfig, hidden_size: int, patches: int) -> int:
 
 
 def step_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> int:
-    """FLOPs of forward and backward with the given parts trained; equal to what torch counts, the causal half apart.
+    """FLOPs of forward and backward with the given parts trained; equal to what torch counts, the causal half apart."""
+    return sum(part_flops(config, trainable, work).values())
+
+
+def part_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> dict[str, int]:
+    """The same, part by part: vision, merger, layers (of the decoder) and head.
 
     A trained matrix costs three forward passes (input and weight gradients), the patch embedding two, because nobody
     wants the gradient of pixels. A frozen matrix above something trained costs two, and one in front of it one.
@@ -73,18 +83,19 @@ def step_flops(config: ModelConfig, trainable: tuple[str, ...], work: Work) -> i
     """
     vision_learns, merger_learns = "vision" in trainable, "merger" in trainable
     below, language_learns = vision_learns or merger_learns, "language" in trainable
-    total = 0
+    parts = {"layers": 0, "head": 0}
     for tokens, pairs, passed in (
         (work.tokens - work.blind_tokens, work.token_pairs - work.blind_pairs, below),
         (work.blind_tokens, work.blind_pairs, False),
     ):
-        linear, attention = language_flops(config.language, tokens, pairs)
-        total += linear * (3 if language_learns else 2 if passed else 1)
-        total += attention * (3 if language_learns or passed else 1)
+        passes = 3 if language_learns else 2 if passed else 1
+        matrices, attention = decoder_flops(config.language, tokens, pairs)
+        parts["layers"] += matrices * passes + attention * (3 if language_learns or passed else 1)
+        parts["head"] += head_flops(config.language, tokens) * passes
     if config.vision is not None:
         embedding, blocks = vision_flops(config.vision, work.patches, work.patch_pairs)
-        total += (2 * embedding + 3 * blocks) if vision_learns else embedding + blocks
+        parts["vision"] = (2 * embedding + 3 * blocks) if vision_learns else embedding + blocks
         # The merger's norm stands before its matrices, so their inputs want gradients above a frozen tower too.
         merger = merger_flops(config.vision, config.language.hidden_size, work.patches)
-        total += merger * (3 if merger_learns else 2 if vision_learns else 1)
-    return total
+        parts["merger"] = merger * (3 if merger_learns else 2 if vision_learns else 1)
+    return parts

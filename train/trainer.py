@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from data.index_file import Index
 from data.loader import Loader, build_reader
 from data.plan import Cursor, Plan
 from model.build import build_model
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import peak_flops
+from train.balance import settled_parallel, split_line
 from train.batches import Batches, RowForm
 from train.checkpoint import find_commit, load_optimizer, save_commit
 from train.commits import Commit
@@ -34,9 +36,12 @@ class Trainer:
         commit = _commit_to_resume(run)
         self.run = run
         self.groups = groups
-        self.plan, loader_from = _plan_data(run, groups)
+        self.plan, indexes, loader_from = _plan_data(run, groups)
+        parallel = settled_parallel(run, self.plan, indexes)
+        if run.parallel.split == "auto" and parallel.split is not None and groups.rank == 0:
+            print(split_line(run, parallel, self.plan, indexes), flush=True)
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        self.model = build_model(run.model, run.parallel, groups, dtype, run.stage.trainable)
+        self.model = build_model(run.model, parallel, groups, dtype, run.stage.trainable)
         # Weights come before the optimizer: its fp32 masters are made from them.
         first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
@@ -119,15 +124,15 @@ def _commit_to_resume(run: RunConfig) -> Commit | None:
     return find_commit(run.run_dir) if run.resume else None
 
 
-def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, Callable[[Cursor], Loader]]:
-    """The plan, which every rank follows, and how to start the loader, which only readers do."""
+def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[Index], Callable[[Cursor], Loader]]:
+    """Plan and indexes, which every rank follows, and how to start the loader, which only readers do."""
     tokenizer, indexes, plan = open_data(run)
 
     def loader_from(cursor: Cursor) -> Loader:
         reader = build_reader(run.data, tokenizer, indexes)
         return Loader(run.data, plan, reader, groups.dp_rank, groups.dp_size, cursor, _quarantine(run, groups))
 
-    return plan, loader_from
+    return plan, indexes, loader_from
 
 
 def _quarantine(run: RunConfig, groups: Groups) -> Callable[[dict[str, Any]], None]:

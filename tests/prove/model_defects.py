@@ -64,10 +64,10 @@ def attention_not_counted() -> Mend:
     """FLOPs of the decoder's attention are left out."""
     import model.flops
 
-    def make(language_flops: Any) -> Any:
-        return lambda *arguments: (language_flops(*arguments)[0], 0)
+    def make(decoder_flops: Any) -> Any:
+        return lambda *arguments: (decoder_flops(*arguments)[0], 0)
 
-    return replace_name(model.flops, "language_flops", make)
+    return replace_name(model.flops, "decoder_flops", make)
 
 
 def text_rows_charged() -> Mend:
