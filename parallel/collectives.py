@@ -13,11 +13,9 @@ def sum_over(group: dist.ProcessGroup, values: list[float]) -> list[float]:
     return total.tolist()
 
 
-def all_true(value: bool) -> bool:
-    """Whether `value` holds on every rank of the world: every rank then takes the same branch."""
-    flag = torch.tensor([int(value)])
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+def any_of(group: dist.ProcessGroup, value: bool) -> bool:
+    """Whether `value` holds on any rank of a group."""
+    return sum_over(group, [float(value)])[0] > 0
 
 
 def from_last_pipeline_stage(groups: Groups, values: list[float]) -> list[float]:

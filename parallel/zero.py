@@ -16,8 +16,10 @@ import torch
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
+from parallel.collectives import any_of
 from parallel.gradients import finish_model_gradients
 from parallel.groups import Groups
+from parallel.replicas import have_parted, mean_copy
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
@@ -197,6 +199,43 @@ class ZeroOptimizer:
         for fragment in self.fragments():
             parameter = self._parameter(fragment.param_name)
             fragment.tensors["master"].copy_(parameter.view(-1)[fragment.start : fragment.start + fragment.numel])
+
+    @torch.no_grad()
+    def average_replicas(self) -> list[str]:
+        """Make copies that tensor ranks hold alike one again where they have parted; local names of those that had.
+
+        Masters and moments are averaged, and a trained weight becomes its master again, so that a run that goes on and
+        one that is resumed from the file have the same bits. What has not parted keeps its bits. Every rank calls it.
+        """
+        if self._groups.tp_size == 1:
+            return []
+        shares = {fragment.param_name: fragment for fragment in self.fragments()}
+        averaged = []
+        for name, parameter in self.replicated():
+            share = shares.get(name)
+            copies = [parameter, *(share.tensors.values() if share else ())]
+            # Weights are alike over the data axis; of masters and moments each data rank sees its share alone.
+            if any_of(self._groups.dp, have_parted(copies, self._groups)):
+                self._average(parameter, share)
+                averaged.append(name)
+        return averaged
+
+    def replicated(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters that every tensor rank holds whole, by local name."""
+        named = self._module.named_parameters()
+        return [(name, p) for name, p in named if not getattr(p, "tensor_model_parallel", False)]
+
+    def _average(self, parameter: torch.nn.Parameter, share: Fragment | None) -> None:
+        if parameter not in self._names:  # frozen
+            parameter.copy_(mean_copy(parameter, self._groups))
+            return
+        master = torch.zeros(parameter.numel(), device=parameter.device)
+        if share is not None:
+            for tensor in share.tensors.values():
+                tensor.copy_(mean_copy(tensor, self._groups))
+            master[share.start : share.start + share.numel] = share.tensors["master"]
+        torch.distributed.all_reduce(master, group=self._groups.dp)
+        parameter.copy_(master.view_as(parameter))
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks, so that a process can build another optimizer."""

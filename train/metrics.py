@@ -30,8 +30,11 @@ class Metrics:
         self._from_progress = from_progress
         self._started = self._last = time.perf_counter()
 
-    def record(self, state: TrainState, report: StepReport, progress: float) -> None:
-        """Write the step; every `log.every_steps` steps and at the end also a line on the terminal."""
+    def record(self, state: TrainState, report: StepReport, progress: float, drift: float | None = None) -> None:
+        """Write the step; every `log.every_steps` steps and at the end also a line on the terminal.
+
+        `drift` is how far copies of one weight have parted on tensor ranks, where it was measured.
+        """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         row: dict[str, Any] = {
@@ -53,6 +56,8 @@ class Metrics:
         }
         flops_per_second = step_flops(self._model, self._stage.trainable, report.work) / seconds
         row["flops_per_second"] = flops_per_second
+        if drift is not None:
+            row["replica_drift"] = drift
         if self._peak:
             row["mfu"] = flops_per_second / self._peak
         self._file.write(json.dumps(row) + "\n")

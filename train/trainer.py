@@ -12,6 +12,7 @@ from data.loader import Loader, build_reader
 from data.plan import Cursor, Plan
 from model.build import build_model
 from parallel.groups import Groups
+from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
 from parallel.world import peak_flops
 from train.balance import settled_parallel, split_line
@@ -79,8 +80,9 @@ class Trainer:
         try:
             while not self._is_over():
                 report = train_step(self.parts, self.state)
+                drift = self._drift()
                 if metrics is not None:
-                    metrics.record(self.state, report, self.progress)
+                    metrics.record(self.state, report, self.progress, drift)
                 every = self.run.checkpoint.every_steps
                 if self._is_over() or (every is not None and self.state.step % every == 0):
                     self.save()
@@ -97,8 +99,17 @@ class Trainer:
         stop = self.run.stop_after_steps
         return self.progress >= 1.0 or (stop is not None and self.state.step >= stop)
 
+    def _drift(self) -> float | None:
+        """How far copies of one weight have parted on tensor ranks, as often as the terminal hears of the run."""
+        if self.groups.tp_size == 1 or self.state.step % self.run.log.every_steps:
+            return None
+        return largest_drift([parameter for _, parameter in self.optimizer.replicated()], self.groups)
+
     def save(self) -> Path:
-        """Commit weights, optimizer, counters and data cursor together."""
+        """Commit weights, optimizer, counters and data cursor together; copies that have parted become one first."""
+        averaged = self.optimizer.average_replicas()
+        if averaged and self.groups.rank == 0:
+            print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
         return save_commit(
             self.run.run_dir,
             self.state.step,
