@@ -252,6 +252,6 @@ def logits_error(run_dir: str, folder: Path, model: ModelConfig) -> float:
         for row in random_step_samples(11, 3, model.language.vocab_size):
             expected = torch.cat([theirs(**_transformers_inputs(sample)).logits[0] for sample in row])
             announced = announce([pack(row)], 1, groups, form)
-            ours = built.module(announced.rows[0], with_loss=False)[0]
+            ours = built.module.chunks[0](announced.rows[0], with_loss=False)[0]
             worst = max(worst, float((ours - expected).norm() / expected.norm()))
         return worst
