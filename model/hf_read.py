@@ -25,16 +25,16 @@ class PieceReader:
     """Canonical tensors of a folder, by a table of the pieces that make them."""
 
     def __init__(self, folder: TensorFolder, table: Mapping[str, tuple[Piece, ...]]) -> None:
-        self._folder = folder
-        self._table = table
+        self.folder = folder
+        self.table = table
 
     def names(self) -> list[str]:
         """Canonical names that `read` answers."""
-        return list(self._table)
+        return list(self.table)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Whole canonical shape of `name`."""
-        return canonical_shape(self._table[name])
+        return canonical_shape(self.table[name])
 
     def dtype(self, name: str) -> torch.dtype:
         """What `read` gives `name` in: the narrowest dtype that holds every value of its pieces."""
@@ -42,23 +42,23 @@ class PieceReader:
 
     def widened(self) -> list[str]:
         """Names whose pieces are stored in several dtypes, so that `read` widens some of them."""
-        return [name for name in self._table if len(self._dtypes(name)) > 1]
+        return [name for name in self.table if len(self._dtypes(name)) > 1]
 
     def _dtypes(self, name: str) -> set[torch.dtype]:
-        return {_FLOATS[self._folder.dtype(piece.hf_name)] for piece in self._table[name]}
+        return {_FLOATS[self.folder.dtype(piece.hf_name)] for piece in self.table[name]}
 
     def problems(self) -> list[str]:
         """One entry for each tensor that is missing, of another shape, or no plain floating-point one."""
-        wanted = {piece.hf_name: piece.hf_shape for pieces in self._table.values() for piece in pieces}
-        found = set(self._folder.names())
+        wanted = {piece.hf_name: piece.hf_shape for pieces in self.table.values() for piece in pieces}
+        found = set(self.folder.names())
         problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in found]
         for name, shape in wanted.items():
             if name not in found:
                 continue
-            if self._folder.shape(name) != shape:
-                problems.append(f"{name} has shape {self._folder.shape(name)}, the model needs {shape}")
-            elif self._folder.dtype(name) not in _FLOATS:
-                problems.append(f"{name} is {self._folder.dtype(name)}; quantised weights cannot be trained")
+            if self.folder.shape(name) != shape:
+                problems.append(f"{name} has shape {self.folder.shape(name)}, the model needs {shape}")
+            elif self.folder.dtype(name) not in _FLOATS:
+                problems.append(f"{name} is {self.folder.dtype(name)}; quantised weights cannot be trained")
         return problems
 
     def read(self, name: str) -> Tensor:
@@ -74,7 +74,7 @@ class PieceReader:
         Of a fused or reshaped tensor the rows that cover the box's first dim are read; of any other just the box.
         Beside `target` at most one stored tensor is in memory.
         """
-        for piece in self._table[name]:
+        for piece in self.table[name]:
             dim = piece.dim
             start = max(offset[dim], piece.start)
             stop = min(offset[dim] + target.shape[dim], piece.start + piece.shape[dim])
@@ -82,7 +82,7 @@ class PieceReader:
                 continue
             where = [(at, at + size) for at, size in zip(offset, target.shape, strict=True)]
             where[dim] = (start - piece.start, stop - piece.start)
-            with self._folder.open(piece.hf_name) as view:
+            with self.folder.open(piece.hf_name) as view:
                 target.narrow(dim, start - offset[dim], stop - start).copy_(_cut(view, piece, where))
 
 

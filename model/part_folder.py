@@ -36,8 +36,7 @@ def open_whole(folder: str | Path, config: ModelConfig, parts: Sequence[str]) ->
     """
     check_sizes(folder, config, parts)
     reader = open_hf(folder, config, parts)
-    table = {name: pieces for name, pieces in hf_pieces(config).items() if name.partition(".")[0] in parts}
-    return PartFolder(reader=reader, dropped=left_behind(TensorFolder(folder, published_name), table))
+    return PartFolder(reader=reader, dropped=left_behind(reader.folder, reader.table))
 
 
 def open_language(folder: str | Path, config: ModelConfig) -> PartFolder:

@@ -22,12 +22,12 @@ def largest_drift(copies: Sequence[Tensor], groups: Groups) -> float:
         copies: what this rank holds of tensors that tensor ranks hold alike, in the same order on each. Each costs one
             all-reduce of its size in fp32.
     """
-    worst = 0.0
+    worst = torch.zeros((), device=groups.device)
     if groups.tp_size > 1:
         for copy in copies:
             mean = mean_copy(copy, groups)
-            worst = max(worst, float((copy.float() - mean).norm() / mean.norm().clamp_min(1e-30)))
-    seen = torch.tensor([worst], dtype=torch.float64)
+            worst = torch.maximum(worst, (copy.float() - mean).norm() / mean.norm().clamp_min(1e-30))
+    seen = worst.double().cpu()  # the one wait for the device
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     return float(seen)
 
