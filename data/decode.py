@@ -1,5 +1,6 @@
 """Decoding clips under a deadline, in a child process that can be killed."""
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -59,7 +60,9 @@ class ClipDecoder:
             child.wait()
             for stream in (child.stdin, child.stdout):
                 if stream is not None:
-                    stream.close()
+                    # A child that ended while it was written to leaves bytes behind, which closing tries to send.
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
 
     def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         if self._child is None or self._clips >= CLIPS_PER_CHILD:

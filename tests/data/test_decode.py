@@ -75,6 +75,24 @@ def test_a_hanging_decoder_is_killed_at_its_deadline(
     decoder.close()
 
 
+def test_a_decoder_that_dies_while_it_is_written_to_costs_one_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: bytes
+) -> None:
+    script = tmp_path / "dies.py"
+    source = Path(decode_child.__file__).read_text()
+    serve = "    while (message := read_message("
+    assert serve in source
+    script.write_text(source.replace(serve, f"    os._exit(1)\n{serve}"))
+    decoder = ClipDecoder(20.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_child, "__file__", str(script))
+        with pytest.raises(SampleError, match="decoder died"):
+            # More than a pipe holds, so that the writer is still at it when the reader has gone.
+            decoder.decode(bytes(4 << 20), np.array([0, 1]), 28, 28)
+    assert decoder.decode(clip, np.array([0, 1]), 28, 28).shape == (2, 28, 28, 3), "a new child takes over"
+    decoder.close()
+
+
 def test_the_child_leaves_with_its_parent() -> None:
     code = (
         "import subprocess, sys\n"
