@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.prove import data_defects, step_defects
+from tests.prove import (
+    data_defects,
+    parallel_awkward_defects,
+    parallel_faults_defects,
+    parallel_grid_defects,
+    parallel_messages_defects,
+    parallel_precision_defects,
+    parallel_replicas_defects,
+    parallel_state_defects,
+    parallel_times_defects,
+    step_defects,
+)
 from tests.prove.model_data_defects import MODEL_DATA_PLANTS
 from tests.prove.model_defects import MODEL_PLANTS
 from tests.prove.model_parts_defects import MODEL_PARTS_PLANTS
@@ -50,8 +61,22 @@ PLANTS = {
     "padded_rows": Plant(apply=data_defects.padded_rows, cases=("messages/PP2",)),
 }
 _OF_THE_MODEL = (MODEL_PLANTS, MODEL_WEIGHTS_PLANTS, MODEL_PARTS_PLANTS, MODEL_DATA_PLANTS)
+_OF_PARALLEL = tuple(
+    topic.PLANTS
+    for topic in (
+        parallel_grid_defects,
+        parallel_awkward_defects,
+        parallel_messages_defects,
+        parallel_times_defects,
+        parallel_state_defects,
+        parallel_replicas_defects,
+        parallel_faults_defects,
+        parallel_precision_defects,
+    )
+)
 PLANTS |= {
-    name: Plant(apply=apply, cases=cases, proof="model")
-    for plants in _OF_THE_MODEL
+    name: Plant(apply=apply, cases=cases, proof=proof)
+    for proof, group in (("model", _OF_THE_MODEL), ("parallel", _OF_PARALLEL))
+    for plants in group
     for name, (apply, cases) in plants.items()
 }
