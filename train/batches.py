@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,24 @@ from model.vlm import Row
 from parallel.announce import announce_integers, share_pixels
 from parallel.groups import Groups
 
-FIELDS = ("tokens", "targets", "positions", "segment_lengths", "grids", "visual_index")
-"""Integers of a microbatch in the order in which they are announced."""
+
+class Counts(NamedTuple):
+    """A line of the announced table: what one microbatch holds."""
+
+    tokens: int
+    """Places of the row, padding included."""
+    patches: int
+    segments: int
+    """Samples, and the padding as one more."""
+    targets: int
+    """Supervised tokens."""
+    pictures: int
+    """Pictures and clips."""
+    visual_tokens: int
+
+    def payload(self) -> tuple[int, ...]:
+        """How many integers follow for tokens, targets, positions, segment lengths, grids and visual index."""
+        return self.tokens, self.tokens, 3 * self.tokens, self.segments, 3 * self.pictures, self.visual_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,15 +95,15 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
 
     Padding to `form.multiple` is a segment of its own and is never supervised.
     """
-    integers = [_integers(row, form.multiple) for row in packed] if packed is not None else None
-    fields = announce_integers(integers, num_rows, len(FIELDS), groups)
-    rows, lengths = [], []
-    num_targets = num_samples = 0
+    table, payload = _broadcast(packed, num_rows, groups, form.multiple)
+    fields = iter(payload.split([size for counts in table for size in counts.payload()]))
+    rows = []
+    num_samples = 0
     work = Work()
-    for number, (tokens, targets, positions, segments, grids, visual_index) in enumerate(fields):
+    for number, counts in enumerate(table):
+        tokens, targets, positions, segments, grids, visual_index = (next(fields) for _ in counts.payload())
         grid_list = [(t, h, w) for t, h, w in grids.view(-1, 3).tolist()]
         samples = [length for length in segments.tolist() if length > 0]  # a negative one is padding
-        of_row = row_work(samples, grid_list)
         pixels = torch.from_numpy(packed[number].patches) if packed is not None else None
         rows.append(
             Row(
@@ -96,14 +113,46 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
                 segments=Segments(lengths=tuple(segments.abs().tolist()), device=groups.device),
                 grids=grid_list,
                 visual_index=_to(visual_index, groups),
-                patches=share_pixels(pixels, (of_row.patches, form.patch_dim), form.dtype, groups),
+                patches=share_pixels(pixels, (counts.patches, form.patch_dim), form.dtype, groups),
             )
         )
-        lengths.append(tokens.numel())
-        num_targets += int((targets >= 0).sum())
         num_samples += len(samples)
-        work += of_row
-    return Announced(rows=rows, lengths=lengths, num_targets=num_targets, num_samples=num_samples, work=work)
+        work += row_work(samples, grid_list)
+    return Announced(
+        rows=rows,
+        lengths=[counts.tokens for counts in table],
+        num_targets=sum(counts.targets for counts in table),
+        num_samples=num_samples,
+        work=work,
+    )
+
+
+def _broadcast(
+    packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, multiple: int
+) -> tuple[list[Counts], Tensor]:
+    """The table, and the integers of all rows one after the other, int64 1-D; two broadcasts."""
+    table = values = None
+    if packed is not None:
+        assert len(packed) == num_rows
+        integers = [_integers(row, multiple) for row in packed]
+        lines = [_counts(row, fields) for row, fields in zip(packed, integers, strict=True)]
+        table = torch.tensor(lines, dtype=torch.int64).view(-1)
+        values = torch.cat([field.reshape(-1) for fields in integers for field in fields])
+    announced = announce_integers(table, num_rows * len(Counts._fields), groups)
+    counts = [Counts(*line) for line in announced.view(num_rows, -1).tolist()]
+    return counts, announce_integers(values, sum(sum(line.payload()) for line in counts), groups)
+
+
+def _counts(row: PackedRow, integers: list[Tensor]) -> Counts:
+    tokens, targets, _, segments, grids, visual_index = integers
+    return Counts(
+        tokens=tokens.numel(),
+        patches=len(row.patches),
+        segments=segments.numel(),
+        targets=int((targets >= 0).sum()),
+        pictures=len(grids),
+        visual_tokens=visual_index.numel(),
+    )
 
 
 def _to(tensor: Tensor, groups: Groups) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.harness.watch import watch_step
 from tests.prove.context import LAYOUTS, Worlds
-from train.batches import FIELDS
+from train.batches import Counts
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -13,7 +13,7 @@ def test_messages_of_a_step(layout: str, stage: str, worlds: Worlds) -> None:
     size, parallel = LAYOUTS[layout]
     for rank in worlds.run(size, watch_step, parallel=parallel, stage=stage):
         integers = [m for m in rank.messages if m.kind == "broadcast_" and m.is_integer]
-        assert integers[0].numel == rank.microbatches * len(FIELDS)
+        assert integers[0].numel == rank.microbatches * len(Counts._fields)
         assert len(integers) == 2  # lengths, then all integers in a row
         between = [m for m in rank.messages if m.kind == "send" or m.kind.startswith("recv")]
         assert len(between) == 2 * rank.microbatches and not any(m.is_integer for m in between)
