@@ -6,6 +6,7 @@ and accumulates gradients in fp32. What they expect differently is said at each 
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
@@ -131,15 +133,24 @@ class ZeroOptimizer:
             # Gradients without the flag would be left out of this rank's norm and clipping, but not of its neighbours'.
             self._zero.fp32_groups_has_gradients = [[True] * len(group) for group in self._zero.bf16_groups]
         finish_model_gradients(self._names, self._tied, self.gradient, self._groups)
-        if not self._bf16:
-            self._zero.setup_buckets()  # made by a backward hook otherwise, which a rank without pictures never runs
-        self._engine.allreduce_gradients(bucket_size=self._bucket_elements)
+        if self._bf16:
+            # In place: DeepSpeed would first copy a group, and with it the larger one after it, into one flat tensor.
+            whole = self._zero.fp32_groups_gradients_flat
+            pieces = [piece for flat in whole for piece in flat.split(self._bucket_elements)]
+            self._engine.buffered_allreduce_fallback(pieces, elements_per_buffer=0)
+        else:
+            self._engine.allreduce_gradients()
 
     def step(self) -> float:
         """Clip, update, gather weights. Returns the global gradient norm before clipping.
 
-        The norm is the same number on every rank; where it is not finite no rank updates and the return is infinite.
+        The norm is the same number on every rank; where a gradient is not finite on any rank, none updates, gradients
+        are dropped and the return is infinite.
         """
+        if self._bf16 and any_of(None, not self._gradients_are_finite()):
+            # The norm leaves out copies that other ranks hold too. DeepSpeed's fp32 optimizer looks at every rank's.
+            self.drop_gradients()
+            return math.inf
         self._engine.step()
         norm = self._zero._global_grad_norm
         return float(norm) if norm is not None else 0.0
@@ -234,12 +245,19 @@ class ZeroOptimizer:
             for tensor in share.tensors.values():
                 tensor.copy_(mean_copy(tensor, self._groups))
             master[share.start : share.start + share.numel] = share.tensors["master"]
-        torch.distributed.all_reduce(master, group=self._groups.dp)
+        dist.all_reduce(master, group=self._groups.dp)
         parameter.copy_(master.view_as(parameter))
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks, so that a process can build another optimizer."""
         self._engine.destroy()
+
+    def _gradients_are_finite(self) -> bool:
+        # The largest size keeps nan and infinity, and takes no memory; a sum could overflow by itself.
+        largest = torch.stack(
+            [torch.linalg.vector_norm(flat, math.inf) for flat in self._zero.fp32_groups_gradients_flat]
+        )
+        return bool(torch.isfinite(largest).all())
 
     def _parameter(self, name: str) -> torch.nn.Parameter:
         return self._module.get_parameter(name)
@@ -270,6 +288,7 @@ def _deepspeed_config(dp_size: int, clip_norm: float, bf16: bool, bucket_element
         "zero_optimization": {
             "stage": 1,
             "overlap_comm": False,
+            "contiguous_gradients": False,  # else a whole bucket is held from the first backward on, filled or not
             "reduce_bucket_size": bucket_elements,
             "allgather_bucket_size": bucket_elements,
         },
