@@ -88,8 +88,10 @@ class PackedAttention(torch.nn.Module):
         cp_comm_type: str | None = None,
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused  # where there is such a kernel: parallel.kernels.fused_attention
         self.causal = attn_mask_type == AttnMaskType.causal
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
@@ -106,7 +108,7 @@ class PackedAttention(torch.nn.Module):
         """query (T, 1, N, D), key and value (T, 1, K, D) -> (T, 1, N * D)."""
         assert packed_seq_params is not None and attention_bias is None
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
-        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        if self.fused and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
             mixed = self._fused(query, key, value, packed_seq_params)
         else:
             mixed = self._by_length(query, key, value, packed_seq_params)

@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.config import LanguageConfig
-from model.layers import RMSNorm, layer_spec, shared_settings
+from model.layers import PlainRMSNorm, RMSNorm, layer_spec, settle_overlap, shared_settings
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 
@@ -35,10 +35,11 @@ class LanguageModel(GPTModel):
     ) -> None:
         self.sizes = config
         num_layers = split[chunk * parallel.pipeline + groups.pp_rank]
+        norm = RMSNorm if parallel.kernels.fused_norms else PlainRMSNorm
         super().__init__(
             config=language_transformer_config(config, parallel, groups, dtype, split),
             transformer_layer_spec=TransformerBlockSubmodules(
-                layer_specs=[layer_spec(RMSNorm, causal=True)] * num_layers, layer_norm=RMSNorm
+                layer_specs=[layer_spec(norm, causal=True, kernels=parallel.kernels)] * num_layers, layer_norm=norm
             ),
             vocab_size=padded_vocab(config, groups.tp_size),
             max_sequence_length=config.max_positions,
@@ -52,6 +53,7 @@ class LanguageModel(GPTModel):
             pg_collection=groups.megatron,
             vp_stage=chunk if parallel.chunks > 1 else None,
         )
+        settle_overlap(self, parallel, groups.device)
         num_real = config.vocab_size - groups.tp_rank * (padded_vocab(config, groups.tp_size) // groups.tp_size)
         self.num_real_logits = max(0, num_real)
 

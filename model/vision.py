@@ -13,7 +13,15 @@ from torch import Tensor
 
 from model.attention import Segments
 from model.config import VisionConfig
-from model.layers import LayerNorm, layer_spec, quick_gelu, shared_settings
+from model.layers import (
+    ComposedLayerNorm,
+    LayerNorm,
+    PlainLayerNorm,
+    layer_spec,
+    quick_gelu,
+    settle_overlap,
+    shared_settings,
+)
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 
@@ -44,13 +52,15 @@ class VisionTower(torch.nn.Module):
             layernorm_epsilon=config.layernorm_eps,
             **shared_settings(parallel, parallel.recompute.vision, dtype, groups.device),
         )
-        spec = layer_spec(LayerNorm, causal=False)
+        norm = LayerNorm if parallel.kernels.fused_norms else PlainLayerNorm
+        spec = layer_spec(norm, causal=False, kernels=parallel.kernels)
         self.blocks = TransformerBlock(
             block_config,
             TransformerBlockSubmodules(layer_specs=[spec] * config.depth),
             post_layer_norm=False,
             pg_collection=groups.megatron,
         )
+        settle_overlap(self, parallel, groups.device)
 
     def forward(self, patches: Tensor, grids: list[Grid]) -> Tensor:
         """patches (P, patch_dim) float -> (P, E). A frozen tower keeps no activations."""
@@ -111,10 +121,13 @@ class Merger(torch.nn.Module):
     Replicated over the tensor axis: it has few parameters (arXiv 2409.12191, section 2.3).
     """
 
-    def __init__(self, config: VisionConfig, hidden_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: VisionConfig, hidden_size: int, device: torch.device, dtype: torch.dtype, fused_norm: bool
+    ) -> None:
         super().__init__()
         self.merged_dim = config.merged_dim
-        self.norm = torch.nn.LayerNorm(config.embed_dim, eps=config.layernorm_eps, dtype=dtype, device=device)
+        norm = torch.nn.LayerNorm if fused_norm else ComposedLayerNorm
+        self.norm = norm(config.embed_dim, eps=config.layernorm_eps, dtype=dtype, device=device)
         self.fc1 = torch.nn.Linear(config.merged_dim, config.merged_dim, dtype=dtype, device=device)
         self.fc2 = torch.nn.Linear(config.merged_dim, hidden_size, dtype=dtype, device=device)
 

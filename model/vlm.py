@@ -58,7 +58,8 @@ class ModelChunk(torch.nn.Module):
         self.merger: Merger | None = None
         if config.vision is not None and self.has_input:
             self.vision = VisionTower(config.vision, parallel, groups, dtype)
-            self.merger = Merger(config.vision, config.language.hidden_size, groups.device, dtype)
+            fused = parallel.kernels.fused_norms
+            self.merger = Merger(config.vision, config.language.hidden_size, groups.device, dtype, fused)
         split = language_split(config, parallel)
         self.language = LanguageModel(config.language, parallel, groups, dtype, split, chunk)
         self.config = self.language.config  # the schedules look for it here

@@ -16,6 +16,29 @@ class RecomputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KernelConfig:
+    """Faster ways of computing the same thing. The recipe alone chooses: where a device has no such way, or not in the
+    run's precision, the plain one computes the same function in the same precision. Nothing else may differ than the
+    order of sums."""
+
+    fused_attention: bool = True
+    """Both towers: one kernel for all segments of a row (torch.nn.attention.varlen), which exists on CUDA for bf16.
+    Plain, on CPU and for fp32: one scaled_dot_product_attention for all segments of a length."""
+
+    fused_norms: bool = True
+    """Both towers and the merger: torch's own layer_norm and rms_norm; on CPU the latter is made of single operations.
+    Plain: the formula in fp32, operation by operation."""
+
+    fused_adamw: bool = True
+    """One kernel for an update, on CUDA and on CPU. Plain: torch's operations one by one over all parameters."""
+
+    overlap_tensor: bool = True
+    """In backward, messages of the tensor axis travel while weight gradients are computed; on CUDA before Blackwell
+    this needs CUDA_DEVICE_MAX_CONNECTIONS=1, else the run is refused. Plain: they are waited for before, and with
+    sequence parallelism the gathered input of a matrix is kept for backward instead of being gathered again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """Sizes of the mesh axes and what goes with them. The data axis is what is left: world / (tensor x pipeline)."""
 
@@ -37,6 +60,11 @@ class ParallelConfig:
 
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
 
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+
+    zero: int = 1
+    """What DeepSpeed shards over the data axis: 1, masters and moments of the optimizer. Nothing else is supported."""
+
     reduce_bucket_elements: int = 50_000_000
     """ZeRO-1 reduction bucket. DeepSpeed's own default of 5e8 elements costs 2 GB of fp32 in every process."""
 
@@ -50,6 +78,8 @@ class ParallelConfig:
         for name in ("tensor", "pipeline", "chunks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it is a count and must be at least 1")
+        if self.zero != 1:
+            raise ValueError(f"parallel.zero={self.zero}: {self._why_not_zero()}; set parallel.zero=1")
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError(
                 "parallel.sequence_parallel=true splits activations over the tensor axis, but parallel.tensor is 1; "
@@ -70,6 +100,27 @@ class ParallelConfig:
     def num_pieces(self) -> int:
         """Pieces that the pipeline cuts the language model into; piece i lies on pipeline stage i % pipeline."""
         return self.pipeline * self.chunks
+
+    def _why_not_zero(self) -> str:
+        """What speaks against the ZeRO stage that is asked for. Both stages free less here than an axis does."""
+        if self.zero == 0:
+            return "every replica would hold all of the optimizer's state, for the same numbers"
+        if self.zero not in (2, 3):
+            return "DeepSpeed has stages 1, 2 and 3"
+        each = (
+            "ZeRO-2 would reduce and re-shard all gradients over the data axis in each backward pass"
+            if self.zero == 2
+            else "ZeRO-3 would gather all weights over the data axis in each forward and each backward pass"
+        )
+        if self.pipeline > 1:
+            return (
+                f"1F1B over parallel.pipeline={self.pipeline} runs one forward and one backward pass a microbatch, and "
+                f"{each}, not once a step; the pipeline already divides weights and gradients"
+            )
+        return (
+            f"a step has a backward pass for each microbatch, and {each}, not once a step; to hold less in a rank "
+            "divide weights and gradients by parallel.tensor or parallel.pipeline"
+        )
 
     def data_size(self, world_size: int) -> int:
         """Size of the data axis for a world of `world_size` processes; ValueError if the axes do not divide it."""
