@@ -6,15 +6,15 @@ import torch.distributed as dist
 from parallel.groups import Groups
 
 
-def sum_over(group: dist.ProcessGroup, values: list[float]) -> list[float]:
-    """Sum a few host numbers over a group, in fp64 and without touching the device."""
+def sum_over(group: dist.ProcessGroup | None, values: list[float]) -> list[float]:
+    """Sum a few host numbers over a group (None: the world), in fp64 and without touching the device."""
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total, group=group)
     return total.tolist()
 
 
-def any_of(group: dist.ProcessGroup, value: bool) -> bool:
-    """Whether `value` holds on any rank of a group."""
+def any_of(group: dist.ProcessGroup | None, value: bool) -> bool:
+    """Whether `value` holds on any rank of a group (None: the world)."""
     return sum_over(group, [float(value)])[0] > 0
 
 

@@ -147,8 +147,8 @@ class ZeroOptimizer:
         The norm is the same number on every rank; where a gradient is not finite on any rank, none updates, gradients
         are dropped and the return is infinite.
         """
-        if self._bf16 and any_of(None, not self._gradients_are_finite()):
-            # The norm leaves out copies that other ranks hold too. DeepSpeed's fp32 optimizer looks at every rank's.
+        # DeepSpeed's norm leaves out copies that other ranks hold too, and a rank that alone saw nan would update.
+        if any_of(None, not self._gradients_are_finite()):
             self.drop_gradients()
             return math.inf
         self._engine.step()
@@ -159,6 +159,8 @@ class ZeroOptimizer:
         """Forget this step's gradients without an update."""
         if self._bf16:
             self._zero.clear_hp_grads()
+        else:
+            self._zero.averaged_gradients.update(dict.fromkeys(self._zero.averaged_gradients))
         self._module.zero_grad(set_to_none=True)
 
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor:
@@ -208,7 +210,7 @@ class ZeroOptimizer:
     def masters_from_weights(self) -> None:
         """Start the fp32 masters from weights that were loaded into the module after construction."""
         for fragment in self.fragments():
-            parameter = self._parameter(fragment.param_name)
+            parameter = self._module.get_parameter(fragment.param_name)
             fragment.tensors["master"].copy_(parameter.view(-1)[fragment.start : fragment.start + fragment.numel])
 
     @torch.no_grad()
@@ -253,14 +255,12 @@ class ZeroOptimizer:
         self._engine.destroy()
 
     def _gradients_are_finite(self) -> bool:
-        # The largest size keeps nan and infinity, and takes no memory; a sum could overflow by itself.
-        largest = torch.stack(
-            [torch.linalg.vector_norm(flat, math.inf) for flat in self._zero.fp32_groups_gradients_flat]
-        )
-        return bool(torch.isfinite(largest).all())
-
-    def _parameter(self, name: str) -> torch.nn.Parameter:
-        return self._module.get_parameter(name)
+        """Of the reduced gradients that this rank's share of the update is made from."""
+        if self._bf16:
+            gradients = self._zero.fp32_groups_gradients_flat
+        else:
+            gradients = [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf)))
 
     def _flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_groups_flat_partition if self._bf16 else self._zero.single_partition_of_fp32_groups

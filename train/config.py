@@ -43,6 +43,9 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     """Applies to matrices; norms and biases are not decayed. stage.weight_decays has it part by part."""
     clip_norm: float = 1.0
+    skip_non_finite: int = 0
+    """Steps in a row that are left out, and recorded, where loss or gradient is not finite; the next one stops the
+    run. 0 stops at the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

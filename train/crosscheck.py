@@ -69,6 +69,8 @@ def _stage(run: RunConfig) -> Iterator[str]:
         value = getattr(run.optimizer, name)
         if value < 0 or (value == 0 and name != "weight_decay"):
             yield f"optimizer.{name}={value:g} must be {'0 or more' if name == 'weight_decay' else 'positive'}"
+    if run.optimizer.skip_non_finite < 0:
+        yield f"optimizer.skip_non_finite={run.optimizer.skip_non_finite} is a number of steps and must be 0 or more"
     for part, value in stage.weight_decays.items():
         if value < 0:
             yield f"stage.weight_decays.{part}={value:g} must be 0 or more"

@@ -1,11 +1,15 @@
-"""What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked."""
+"""What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked.
+
+A step that was left out is told once more in `skipped.jsonl`, with the reason and the samples of every row.
+"""
 
 import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from data.plan import StepPlan
 from model.flops import step_flops
 from train.config import RunConfig
 from train.state import TrainState
@@ -17,11 +21,11 @@ class Metrics:
 
     def __init__(self, run: RunConfig, peak_flops: float | None, from_step: int, from_progress: float) -> None:
         """`peak_flops` is that of all devices together; `from_step` and `from_progress` are where a resumed run is."""
-        path = Path(run.run_dir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _lines_up_to(path, from_step)
-        self._file = path.open("w", buffering=1)
-        self._file.writelines(kept)
+        folder = Path(run.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = _go_on(folder / "metrics.jsonl", from_step)
+        self._skipped = _go_on(folder / "skipped.jsonl", from_step)
+        self._sources = [source.name for source in run.data.sources]
         self._every = run.log.every_steps
         self._stage = run.stage
         self._model = run.model
@@ -40,8 +44,8 @@ class Metrics:
         row: dict[str, Any] = {
             "stage": self._stage.name,
             "step": state.step,
-            "loss": None if math.isnan(report.loss) else report.loss,
-            "grad_norm": report.grad_norm,
+            "loss": _finite(report.loss),
+            "grad_norm": _finite(report.grad_norm),
             "rates": report.rates,
             "tokens": state.tokens,
             "samples": state.samples,
@@ -61,28 +65,51 @@ class Metrics:
         if self._peak:
             row["mfu"] = flops_per_second / self._peak
         self._file.write(json.dumps(row) + "\n")
+        if report.skipped:
+            self._record_skipped(state.step, report.skipped, report.plan)
         if self._wandb is not None:
             self._wandb.log(
                 {key: value for key, value in row.items() if isinstance(value, int | float)}, step=state.step
             )
-        if state.step % self._every == 0 or state.step == 1 or progress >= 1.0:
+        if state.step % self._every == 0 or state.step == 1 or progress >= 1.0 or report.skipped:
             self._print(row, progress, now)
 
     def _print(self, row: dict[str, Any], progress: float, now: float) -> None:
         done = progress - self._from_progress
         left = (now - self._started) / done * (1.0 - progress) if done > 0 else math.inf
-        loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
         mfu = f"  mfu {row['mfu']:.1%}" if "mfu" in row else ""
+        learned = f"skipped, {row['skipped']}"
+        if not row["skipped"]:
+            learned = f"loss {row['loss']:.4f}  norm {row['grad_norm']:.3f}"
         print(
-            f"{row['stage']}  step {row['step']:>5}  {progress:>4.0%}  loss {loss}  norm {row['grad_norm']:.3f}  "
+            f"{row['stage']}  step {row['step']:>5}  {progress:>4.0%}  {learned}  "
             f"{row['tokens_per_second']:>7.0f} tokens/s{mfu}  {left:.0f} s left",
             flush=True,
         )
 
+    def _record_skipped(self, step: int, reason: str, plan: StepPlan) -> None:
+        rows = [[f"{self._sources[source]}:{index}" for source, index in row.samples] for row in plan.rows]
+        told = {"stage": self._stage.name, "step": step, "reason": reason, "rows": rows}
+        self._skipped.write(json.dumps(told) + "\n")
+
     def close(self) -> None:
         self._file.close()
+        self._skipped.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no nan."""
+    return value if math.isfinite(value) else None
+
+
+def _go_on(path: Path, step: int) -> TextIO:
+    """A file of JSON lines, open after those that a run resumed at `step` still stands on."""
+    kept = _lines_up_to(path, step)
+    file = path.open("w", buffering=1)
+    file.writelines(kept)
+    return file
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -14,7 +14,9 @@ class TrainState:
     """Text and visual tokens seen."""
     samples: int = 0
     skipped: int = 0
-    """Steps without anything to learn from: the optimizer was left untouched, the data cursor moved on."""
+    """Steps with nothing to learn or no finite gradient: the optimizer was left untouched, the data cursor moved on."""
+    non_finite_in_row: int = 0
+    """Of these, the latest without a finite step since."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

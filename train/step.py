@@ -20,7 +20,7 @@ from train.state import TrainState
 
 
 class NonFiniteStep(RuntimeError):
-    """Loss or gradient norm is not a number; no rank has updated its weights."""
+    """More steps in a row than the recipe allows had a loss or gradient that is not finite; no rank has updated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,8 @@ class StepParts:
     optimizer: ZeroOptimizer
     groups: Groups
     stage: StageConfig
+    skip_non_finite: int = 0
+    """Steps in a row that may be left out because they are not finite (train/config.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +41,15 @@ class StepReport:
     """What one step did, the same on every rank."""
 
     loss: float
-    """Mean over the supervised tokens of the whole step; nan when skipped."""
+    """Mean over the supervised tokens of the whole step; nan where there was nothing to learn."""
     grad_norm: float
+    """Before clipping; 0 where no gradient was taken."""
     rates: dict[str, float]
     targets: int
     samples: int
     work: Work
-    skipped: bool
+    skipped: str | None
+    """Why the optimizer was left untouched, if it was."""
     plan: StepPlan
     data_seconds: float
     """Waiting for rows and sharing them."""
@@ -63,22 +67,22 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     rates = part_rates(parts.stage, stage_progress(parts.stage, state.step + 1, state.tokens + work.tokens))
 
     loss, grad_norm = math.nan, 0.0
-    learns = targets > 0 and (work.patches > 0 or "language" in parts.stage.trainable)
-    if learns:
+    skipped = _nothing_to_learn(targets, work, parts.stage)
+    if not skipped:
         loss = forward_backward(parts, announced, targets)
-        if not math.isfinite(loss):  # the same number everywhere: every rank leaves here or none
+        if math.isfinite(loss):  # the same number everywhere: every rank comes here or none
+            parts.optimizer.reduce_gradients()
+            parts.optimizer.set_learning_rates(rates)
+            grad_norm = parts.optimizer.step()
+        skipped = _not_finite(loss, grad_norm, targets)
+        if skipped:
             parts.optimizer.drop_gradients()
-            raise NonFiniteStep(f"step {state.step + 1}: loss is {loss} over {targets} supervised tokens")
-        parts.optimizer.reduce_gradients()
-        parts.optimizer.set_learning_rates(rates)
-        grad_norm = parts.optimizer.step()
-        if not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"step {state.step + 1}: gradient norm is {grad_norm} at loss {loss:.4f}")
+        _count_non_finite(state, skipped, parts.skip_non_finite)
 
     state.step += 1
     state.tokens += work.tokens
     state.samples += samples
-    state.skipped += not learns
+    state.skipped += skipped is not None
     return StepReport(
         loss=loss,
         grad_norm=grad_norm,
@@ -86,10 +90,40 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
         targets=targets,
         samples=samples,
         work=work,
-        skipped=not learns,
+        skipped=skipped,
         plan=plan,
         data_seconds=data_seconds,
     )
+
+
+def _nothing_to_learn(targets: int, work: Work, stage: StageConfig) -> str | None:
+    """Why no rank has anything to do, from counts that all of them share."""
+    if targets == 0:
+        return "no token is supervised"
+    if work.patches == 0 and "language" not in stage.trainable:
+        return "no picture or clip, and the language part is frozen"
+    return None
+
+
+def _not_finite(loss: float, grad_norm: float, targets: int) -> str | None:
+    if not math.isfinite(loss):
+        return f"loss is {loss} over {targets} supervised tokens"
+    if not math.isfinite(grad_norm):
+        return f"gradient norm is {grad_norm} at loss {loss:.4f}"
+    return None
+
+
+def _count_non_finite(state: TrainState, fault: str | None, limit: int) -> None:
+    """Raises NonFiniteStep, on every rank, once `limit` steps in a row have been left out."""
+    if fault is None:
+        state.non_finite_in_row = 0
+        return
+    if state.non_finite_in_row >= limit:
+        raise NonFiniteStep(
+            f"step {state.step + 1}: {fault}, after {state.non_finite_in_row} such steps in a row; no weight has been "
+            f"updated by it. optimizer.skip_non_finite={limit} is how many may be left out in a row"
+        )
+    state.non_finite_in_row += 1
 
 
 def forward_backward(parts: StepParts, announced: Announced, targets: int, forward_only: bool = False) -> float:

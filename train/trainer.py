@@ -66,6 +66,7 @@ class Trainer:
             optimizer=self.optimizer,
             groups=groups,
             stage=run.stage,
+            skip_non_finite=run.optimizer.skip_non_finite,
         )
 
     def fit(self) -> None:

@@ -1,12 +1,13 @@
 """What a run tells about itself, also after it was cut short."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data.plan import Cursor, StepPlan
+from data.plan import Cursor, RowPlan, StepPlan
 from model.flops import Work, step_flops
 from train.config import RunConfig
 from train.metrics import Metrics
@@ -22,7 +23,7 @@ REPORT = StepReport(
     targets=100,
     samples=12,
     work=WORK,
-    skipped=False,
+    skipped=None,
     plan=StepPlan(rows=(), next_cursor=Cursor()),
     data_seconds=0.0,
 )
@@ -44,6 +45,28 @@ def test_a_resumed_run_keeps_the_lines_it_stands_on(tmp_path: Path) -> None:
     metrics.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     assert lines(tmp_path)[-1]["loss"] == 1.5
+
+
+def test_a_step_left_out_is_recorded_with_its_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = (RowPlan(samples=((0, 7), (1, 3)), num_tokens=9, num_patches=0, cost=1),)
+    left_out = replace(
+        REPORT, loss=math.nan, grad_norm=math.inf, skipped="loss is nan", plan=StepPlan(rows=rows, next_cursor=Cursor())
+    )
+    run = tiny_run(tmp_path)
+    metrics = Metrics(run, None, from_step=0, from_progress=0.0)
+    for step, report in ((1, REPORT), (2, left_out), (3, left_out)):
+        metrics.record(TrainState(step=step), report, progress=0.1 * step)
+    metrics.close()
+    names = [source.name for source in run.data.sources]
+    told = {"stage": "stage2", "reason": "loss is nan", "rows": [[f"{names[0]}:7", f"{names[1]}:3"]]}
+    found = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert found == [told | {"step": 2}, told | {"step": 3}]
+    assert [line["skipped"] for line in lines(tmp_path)] == [None, "loss is nan", "loss is nan"]
+    assert lines(tmp_path)[1]["loss"] is None and lines(tmp_path)[1]["grad_norm"] is None  # JSON has no nan
+    assert "skipped, loss is nan" in capsys.readouterr().out
+    # A run that goes on from step 2 does step 3 again.
+    Metrics(run, None, from_step=2, from_progress=0.2).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [2]
 
 
 def test_time_left_counts_what_this_start_has_done(
