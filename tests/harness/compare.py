@@ -1,5 +1,6 @@
 """Two layouts' records side by side, tensor by tensor."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,15 @@ class Difference:
 
 
 def compare(reference: list[Record], other: list[Record]) -> Difference:
-    """Compare two layouts: loss, norm and every tensor's gradient at each step, and every weight tensor at the end."""
+    """Compare two layouts: loss, norm and every tensor's gradient at each step, and every weight tensor at the end.
+
+    Loss and norm are those of the rank farthest from the reference.
+    """
     worst = (0.0, "nothing")
-    loss = _largest_relative(reference[0].losses, other[0].losses)
-    norm = _largest_relative(reference[0].norms, other[0].norms)
+    loss = max(_largest_relative(reference[0].losses, record.losses) for record in other)
+    norm = max(_largest_relative(reference[0].norms, record.norms) for record in other)
     gradient = 0.0
+    assert all(len(record.gradients) == len(reference[0].gradients) for record in other), "updates differ in number"
     for step in range(len(reference[0].gradients)):
         expected = assemble([record.gradients[step] for record in reference])
         measured = assemble([record.gradients[step] for record in other], expected)
@@ -66,7 +71,22 @@ def compare(reference: list[Record], other: list[Record]) -> Difference:
 
 
 def _largest_relative(expected: list[float], measured: list[float]) -> float:
-    return max(abs(a - b) / abs(a) for a, b in zip(expected, measured, strict=True))
+    return max(_relative(a, b) for a, b in zip(expected, measured, strict=True))
+
+
+def _relative(expected: float, measured: float) -> float:
+    """A skipped step has no loss on either side. What is no number on one side alone is infinitely far: `max` would
+    pass over a nan."""
+    if expected == measured or (math.isnan(expected) and math.isnan(measured)):
+        return 0.0
+    return _share(abs(measured - expected), abs(expected))
+
+
+def _share(distance: float, scale: float) -> float:
+    """Of nothing there is no share: only nothing is equal to it."""
+    if distance == 0.0:
+        return 0.0
+    return distance / scale if scale > 0.0 and not math.isnan(distance) else math.inf
 
 
 def tensor_errors(expected: dict[str, np.ndarray], measured: dict[str, np.ndarray], floor: float) -> dict[str, float]:
@@ -74,6 +94,5 @@ def tensor_errors(expected: dict[str, np.ndarray], measured: dict[str, np.ndarra
     errors = {}
     for name, reference in expected.items():
         scale = max(float(np.linalg.norm(reference)), floor)
-        error = float(np.linalg.norm(measured[name] - reference)) / scale
-        errors[name] = float("inf") if np.isnan(error) else error
+        errors[name] = _share(float(np.linalg.norm(measured[name] - reference)), scale)
     return errors

@@ -44,8 +44,11 @@ STAGES = {
     "stage2": ("vision", "merger", "language"),
     "stage3": ("merger", "language"),
 }
+# eps 1e-6: with 1e-8 rounding of almost-zero gradients (key biases) decides the update's sign.
+OPTIMIZER = OptimizerConfig(eps=1e-6, clip_norm=0.5)
 NUM_ROWS = 4
 NUM_STEPS = 5
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(kw_only=True)
@@ -132,31 +135,17 @@ def start(
 
     `changes` are fields of its StageConfig that are to be otherwise.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    built = build_model(model, parallel, groups, dtype, STAGES[stage])
-    for name, parameter in built.module.named_parameters():
-        _fill(parameter, built.boxes[name], std)
+    built = filled_model(parallel, stage, groups, model=model, precision=precision, std=std)
     run = SimpleNamespace(
-        stage=replace(
-            StageConfig(
-                name=stage,
-                trainable=STAGES[stage],
-                learning_rates=dict.fromkeys(STAGES[stage], 1e-4),
-                steps=NUM_STEPS,
-                warmup=0.0,
-                schedule="constant",
-            ),
-            **(changes or {}),
-        ),
-        # eps 1e-6: with 1e-8 rounding of almost-zero gradients (key biases) decides the update's sign.
-        optimizer=OptimizerConfig(eps=1e-6, clip_norm=0.5),
+        stage=stage_config(stage, changes),
+        optimizer=OPTIMIZER,
         parallel=replace(parallel, reduce_bucket_elements=100_000),
         precision=precision,
     )
     optimizer = build_optimizer(run, built, groups)  # type: ignore[arg-type]
     optimizer.masters_from_weights()
     multiple = parallel.tensor if parallel.sequence_parallel else 1
-    form = RowForm(dtype=dtype, patch_dim=PATCH_DIM, multiple=multiple)
+    form = RowForm(dtype=_DTYPES[precision], patch_dim=PATCH_DIM, multiple=multiple)
     if steps is None:
         steps = [random_step(100 + step, NUM_ROWS, model.language.vocab_size) for step in range(NUM_STEPS)]
     parts = StepParts(
@@ -167,6 +156,35 @@ def start(
         stage=run.stage,
     )
     return Stage(built=built, optimizer=optimizer, parts=parts, groups=groups, num_steps=len(steps))
+
+
+def filled_model(
+    parallel: ParallelConfig,
+    stage: str,
+    groups: Groups,
+    *,
+    model: ModelConfig = MODEL,
+    precision: str = "fp32",
+    std: float = 0.05,
+) -> BuiltModel:
+    """This rank's pipeline stage with every weight filled by its name, and frozen as the training stage says."""
+    built = build_model(model, parallel, groups, _DTYPES[precision], STAGES[stage])
+    for name, parameter in built.module.named_parameters():
+        _fill(parameter, built.boxes[name], std)
+    return built
+
+
+def stage_config(stage: str, changes: dict[str, Any] | None = None) -> StageConfig:
+    """One rate for all, the same at every step. `changes` are fields that are to be otherwise."""
+    plain = StageConfig(
+        name=stage,
+        trainable=STAGES[stage],
+        learning_rates=dict.fromkeys(STAGES[stage], 1e-4),
+        steps=NUM_STEPS,
+        warmup=0.0,
+        schedule="constant",
+    )
+    return replace(plain, **(changes or {}))
 
 
 def record_steps(made: Stage) -> Record:
@@ -186,7 +204,7 @@ def record_steps(made: Stage) -> Record:
     update = optimizer.step
 
     def capture_then_update() -> float:
-        record.gradients.append(_pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
+        record.gradients.append(pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
         for name, parameter in built.module.named_parameters():
             # By the stage's own words: a part that nobody froze has `requires_grad` like a trained one.
             part = built.boxes[name].name.partition(".")[0] if name in built.boxes else None
@@ -201,7 +219,7 @@ def record_steps(made: Stage) -> Record:
         report = train_step(made.parts, state)
         record.losses.append(report.loss)
         record.norms.append(report.grad_norm)
-    record.weights = _pieces(built, groups, lambda p: p.detach())
+    record.weights = pieces(built, groups, lambda p: p.detach())
     record.frozen_with_gradient = sorted(frozen_with_gradient)
     optimizer.close()
     return record
@@ -224,7 +242,7 @@ def _fill(parameter: torch.nn.Parameter, box: Any, std: float) -> None:
         box.view(parameter).copy_(whole)
 
 
-def _pieces(
+def pieces(
     built: BuiltModel, groups: Groups, value: Callable[[torch.nn.Parameter], Any], trainable_only: bool = False
 ) -> list[Piece]:
     """This rank's boxes. Weights come from every copy; of gradients the reduced ones from one data rank suffice."""

@@ -21,7 +21,7 @@ from model.hf_weights import published_name
 from model.vision import VisionTower
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
-from tests.harness.layouts import MODEL, Piece, _pieces
+from tests.harness.layouts import MODEL, Piece, pieces
 from tests.harness.parity import IDS
 from train.config import InitConfig
 from train.first_weights import first_weights
@@ -163,7 +163,7 @@ def started(parallel: ParallelConfig, run_dir: Path, init: InitConfig) -> tuple[
         with redirect_stdout(io.StringIO()) as printed:
             first_weights(run, built, groups, None)
         assert not any(parameter.isnan().any() for parameter in built.module.parameters())
-        return _pieces(built, groups, lambda p: p.detach()), printed.getvalue()
+        return pieces(built, groups, lambda p: p.detach()), printed.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What the cases of a proof share: worlds of processes, the one-process reference, sample shards."""
 
 import tempfile
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Context:
     def __init__(self, worlds: Worlds, plant: str | None) -> None:
         self.worlds = worlds
         self.plant = plant
-        self._records: dict[tuple[str, str], list[Record]] = {}
+        self._known: dict[Hashable, Any] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="triptych-proof-")
         self._data: Path | None = None
 
@@ -80,12 +81,17 @@ class Context:
         """Result of a task in this process, which is in no world, with the planted defect if there is one."""
         return task(**kwargs) if self.plant is None else planted(self.plant, task, kwargs)
 
+    def once(self, size: int, task: Any, **kwargs: Hashable) -> list[Any]:
+        """What `run` gives, run for the first case that asks and kept for the others."""
+        key = (size, task, *sorted(kwargs.items()))
+        if key not in self._known:
+            self._known[key] = self.run(size, task, **kwargs)
+        return self._known[key]
+
     def records(self, stage: str, layout: str) -> list[Record]:
         """What each rank saw of a training stage; run once a layout."""
-        if (stage, layout) not in self._records:
-            size, parallel = LAYOUTS[layout]
-            self._records[stage, layout] = self.run(size, train_on_layout, parallel=parallel, stage=stage)
-        return self._records[stage, layout]
+        size, parallel = LAYOUTS[layout]
+        return self.once(size, train_on_layout, parallel=parallel, stage=stage)
 
     def close(self) -> None:
         """Remove what was written; worlds stay."""
