@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel.schedules import (
 from torch import Tensor
 
 from parallel.groups import Groups
+from parallel.place import Board
 
 
 class AnnouncedCommunicator(P2PCommunicator):
@@ -48,10 +49,12 @@ class AnnouncedCommunicator(P2PCommunicator):
 class Schedule:
     """Runs the microbatches of a step through this rank's chunks of the model."""
 
-    def __init__(self, chunks: Sequence[torch.nn.Module], groups: Groups) -> None:
+    def __init__(self, chunks: Sequence[torch.nn.Module], groups: Groups, board: Board | None = None) -> None:
         config: Any = chunks[0].config
         self._chunks = list(chunks)
         self._groups = groups
+        self.board = board or Board()
+        """Is told of every microbatch that goes forward or backward, and by the step of what comes after."""
         self._communicator = AnnouncedCommunicator(pp_group=groups.pp, config=config)
         self._hidden_size: int = config.hidden_size
         self._group_size: int = config.microbatch_group_size_per_vp_stage
@@ -78,8 +81,11 @@ class Schedule:
         self._communicator.announce(shapes, len(self._chunks), self._group_size)
 
         def forward_step(data: Any, module: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], tuple]]:
-            microbatch = next(data)
+            number, microbatch = next(data)
+            self.board.tell("forward", number)
             output = module(microbatch)
+            if output.requires_grad:
+                output.register_hook(lambda _: self.board.tell("backward", number))
 
             def sum_loss(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 scalar, report = loss(microbatch, token_losses)
@@ -90,7 +96,7 @@ class Schedule:
 
         return self._loop()(
             forward_step_func=forward_step,
-            data_iterator=[iter(microbatches) for _ in self._chunks],
+            data_iterator=[iter(enumerate(microbatches)) for _ in self._chunks],
             model=self._chunks,
             num_microbatches=len(microbatches),
             seq_length=1,  # unused: shapes are announced

@@ -7,11 +7,11 @@ import traceback
 import hydra
 from omegaconf import DictConfig
 
-from data.errors import ShardFault
+from parallel.verdict import MENDABLE_CODE
+from parallel.watch import Watch
 from parallel.world import distributed, world_size_from_launcher
-from train.agreement import CheckpointError
+from train.faults import MENDABLE
 from train.resolve import loosen, to_run_config
-from train.step import NonFiniteStep
 from train.trainer import Trainer
 
 
@@ -20,12 +20,16 @@ def main(raw: DictConfig) -> None:
     """Resolve the recipe, join the world, train. What the user can mend ends with one message, not a traceback."""
     try:
         run = to_run_config(raw, world_size_from_launcher())
-        with distributed(run.parallel, run.seed) as groups:
-            Trainer(run, groups).fit()
-    except (ValueError, CheckpointError, ShardFault, NonFiniteStep) as fault:
+    except ValueError as fault:
         place = traceback.extract_tb(fault.__traceback__)[-1]
         print(f"[rank {os.environ.get('RANK', '0')}] {fault} ({place.filename}:{place.lineno})", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(MENDABLE_CODE) from None
+    with (
+        Watch(run.parallel, run.run_dir, MENDABLE) as watch,
+        distributed(run.parallel, run.seed) as groups,
+        watch.telling(),
+    ):
+        Trainer(run, groups, watch).fit()
 
 
 if __name__ == "__main__":

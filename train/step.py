@@ -71,7 +71,9 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     if not skipped:
         loss = forward_backward(parts, announced, targets)
         if math.isfinite(loss):  # the same number everywhere: every rank comes here or none
+            parts.schedule.board.tell("reduce")
             parts.optimizer.reduce_gradients()
+            parts.schedule.board.tell("update")
             parts.optimizer.set_learning_rates(rates)
             grad_norm = parts.optimizer.step()
         skipped = _not_finite(loss, grad_norm, targets)
@@ -136,5 +138,6 @@ def forward_backward(parts: StepParts, announced: Announced, targets: int, forwa
         return total * scale, total.detach()
 
     sums = parts.schedule.run(announced.rows, announced.lengths, loss, forward_only=forward_only)
+    parts.schedule.board.tell("agree")
     replica_sum = float(sum(sums)) if parts.groups.is_last_pipeline_stage else 0.0
     return sum_over(parts.groups.dp, from_last_pipeline_stage(parts.groups, [replica_sum]))[0] / targets

@@ -14,12 +14,14 @@ from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
+from parallel.watch import Watch
 from parallel.world import peak_flops
 from train.balance import settled_parallel, split_line
 from train.batches import Batches, RowForm
 from train.checkpoint import find_commit, load_optimizer, save_commit
 from train.commits import Commit
 from train.config import RunConfig
+from train.faults import sample_names
 from train.first_weights import first_weights
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
@@ -33,11 +35,13 @@ from train.step import StepParts, train_step
 class Trainer:
     """Everything a stage needs on this rank. `fit` runs it to its end or to `stop_after_steps`."""
 
-    def __init__(self, run: RunConfig, groups: Groups) -> None:
+    def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
         commit = _commit_to_resume(run)
         self.run = run
         self.groups = groups
+        self.watch = watch
         self.plan, indexes, loader_from = _plan_data(run, groups)
+        watch.names = sample_names(self.plan, groups.dp_size)
         parallel = settled_parallel(run, self.plan, indexes)
         if run.parallel.split == "auto" and parallel.split is not None and groups.rank == 0:
             print(split_line(run, parallel, self.plan, indexes), flush=True)
@@ -62,7 +66,7 @@ class Trainer:
         self.batches = Batches(self.plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.parts = StepParts(
             batches=self.batches,
-            schedule=Schedule(self.model.module.chunks, groups),
+            schedule=Schedule(self.model.module.chunks, groups, watch.board),
             optimizer=self.optimizer,
             groups=groups,
             stage=run.stage,
@@ -79,18 +83,25 @@ class Trainer:
             if self._is_over():
                 print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:
-            while not self._is_over():
-                report = train_step(self.parts, self.state)
-                drift = self._drift()
-                if metrics is not None:
-                    metrics.record(self.state, report, self.progress, drift)
-                every = self.run.checkpoint.every_steps
-                if self._is_over() or (every is not None and self.state.step % every == 0):
-                    self.save()
+            with self.watch.telling():  # before anything is closed, which may take as long as what failed
+                while not self._is_over():
+                    self._take_step(metrics)
         finally:
             self.batches.close()
             if metrics is not None:
                 metrics.close()
+
+    def _take_step(self, metrics: Metrics | None) -> None:
+        cursor = self.batches.cursor
+        self.watch.board.begin_step(self.state.step + 1, (cursor.window, cursor.row))
+        report = train_step(self.parts, self.state)
+        self.watch.board.tell("record")
+        drift = self._drift()
+        if metrics is not None:
+            metrics.record(self.state, report, self.progress, drift)
+        every = self.run.checkpoint.every_steps
+        if self._is_over() or (every is not None and self.state.step % every == 0):
+            self.save()
 
     @property
     def progress(self) -> float:
@@ -108,6 +119,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Commit weights, optimizer, counters and data cursor together; copies that have parted become one first."""
+        self.watch.board.tell("save")
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)

@@ -1,9 +1,14 @@
 """Real runs on tiny shards: the launch script, torchrun, `python -m train`, several processes."""
 
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from data.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, make_samples, train_tokenizer
+from tests.harness.faulty import Fault
 from tests.harness.layouts import MODEL, STAGES
 from train.checkpoint import find_commit
 from train.config import CheckpointConfig, InitConfig, LogConfig, OptimizerConfig, RunConfig, StageConfig
@@ -108,14 +114,27 @@ def resume(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = N
 
 
 def _run(command: list[str], recipe: Recipe, plant: str | None, timeout: float) -> None:
-    environment = dict(os.environ, NPROC_PER_NODE=str(recipe.processes), PYTHON=sys.executable, OMP_NUM_THREADS="1")
-    if plant is not None:
-        # torchrun starts workers by this interpreter.
-        planted = recipe.folder / f"python_with_{plant}"
-        planted.write_text(f'#!/bin/sh\nexec "{sys.executable}" -u -m tests.prove.planted {plant} "$@"\n')
-        planted.chmod(0o755)
-        environment["PYTHON_EXEC"] = str(planted)
-    process = subprocess.Popen(
+    interpreter = f"-m tests.prove.planted {plant}" if plant is not None else None
+    process = _start(command, recipe, interpreter)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        output, _ = process.communicate()
+        raise AssertionError(f"no end after {timeout:.0f} s: {' '.join(command)}\n{output[-4000:]}") from None
+    assert process.returncode == 0, f"exit code {process.returncode}: {' '.join(command)}\n{output[-4000:]}"
+
+
+def _start(command: list[str], recipe: Recipe, interpreter: str | None, **environment: str) -> "subprocess.Popen[str]":
+    """Start a run whose workers torchrun starts by `python -u INTERPRETER ...` if that is given."""
+    environment = dict(os.environ, NPROC_PER_NODE=str(recipe.processes), PYTHON=sys.executable) | environment
+    environment |= {"OMP_NUM_THREADS": "1"}
+    if interpreter is not None:
+        path = recipe.folder / f"python_{hashlib.blake2b(interpreter.encode(), digest_size=8).hexdigest()}"
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -u {interpreter} "$@"\n')
+        path.chmod(0o755)
+        environment["PYTHON_EXEC"] = str(path)
+    return subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
@@ -124,13 +143,65 @@ def _run(command: list[str], recipe: Recipe, plant: str | None, timeout: float) 
         text=True,
         start_new_session=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A run in which a fault was planted, after its end."""
+
+    output: str
+    code: int
+    seconds: float
+    """From the fault to the end of the last process."""
+    left_over: tuple[int, ...]
+    """Processes that had to be ended from outside."""
+
+
+def fail(
+    recipe: Recipe, run_dir: Path, fault: Fault, *overrides: str, plant: str | None = None, timeout: float = 120.0
+) -> Ended:
+    """Run into a fault (tests/harness/faulty.py), and see how the run ends; AssertionError if the fault never came."""
+    mark = uuid.uuid4().hex
+    moment = recipe.folder / f"moment_{mark}"
+    command = ["launch/torchrun.sh", "--config-path", str(recipe.folder), "--config-name", recipe.name]
+    interpreter = f"-m tests.harness.faulty '{replace(fault, moment=str(moment)).to_json()}' {plant or '-'}"
+    process = _start([*command, f"run_dir={run_dir}", *overrides], recipe, interpreter, TRIPTYCH_TEST_RUN=mark)
     try:
+        if fault.kind == "ask":
+            _wait_for(moment, process, timeout)
+            process.terminate()
         output, _ = process.communicate(timeout=timeout)
+        ended = time.time()
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        ended = math.inf
+    left_over = _marked(mark)
+    for pid in left_over:
+        os.kill(pid, 9)
+    if ended == math.inf:
         output, _ = process.communicate()
-        raise AssertionError(f"no end after {timeout:.0f} s: {' '.join(command)}\n{output[-4000:]}") from None
-    assert process.returncode == 0, f"exit code {process.returncode}: {' '.join(command)}\n{output[-4000:]}"
+    assert moment.exists(), f"the fault never came: {output[-4000:]}"
+    return Ended(
+        output=output,
+        code=process.returncode,
+        seconds=ended - float(moment.read_text()),
+        left_over=left_over,
+    )
+
+
+def _wait_for(path: Path, process: "subprocess.Popen[str]", timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _marked(mark: str) -> tuple[int, ...]:
+    """Living processes that have `mark` in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,28 @@
+"""What the watch of a run (parallel/watch.py) has to know of training."""
+
+from collections.abc import Sequence
+
+from data.errors import ShardFault
+from data.plan import Cursor, Plan, assign_rows
+from parallel.verdict import Names
+from train.agreement import CheckpointError
+from train.step import NonFiniteStep
+
+MENDABLE = (ValueError, CheckpointError, ShardFault, NonFiniteStep)
+"""Errors whose message says all that the user needs, where every rank raises one."""
+
+
+def sample_names(plan: Plan, dp_size: int) -> Names:
+    """How to name the samples of a step of which a watch knows the cursor alone: "source:index in the source".
+
+    Asked for when a run ends, in the thread of the watch; a step pays nothing for it.
+    """
+    sources = [source.name for source in plan.config.sources]
+
+    def names(data: tuple[int, int], dp_rank: int) -> Sequence[Sequence[str]]:
+        window, row = data
+        rows = plan.step(Cursor(window=window, row=row)).rows
+        mine = assign_rows(rows, dp_size)[dp_rank]
+        return [[f"{sources[source]}:{index}" for source, index in rows[number].samples] for number in mine]
+
+    return names
