@@ -1,9 +1,11 @@
 """`triptych checkpoint list|show|verify|import`: what lies in a run's folder, said in lines of text."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.repair import Fault, faults
 from model.canonical import Box
 from model.hf_config import check_sizes
 from model.hf_read import open_hf
@@ -47,13 +49,25 @@ def show_lines(where: str | Path) -> list[str]:
 
 
 def verify_lines(where: str | Path) -> tuple[bool, list[str]]:
-    """Read every byte of every checkpoint at `where`. Returns whether all hold, and a line for each."""
+    """Read every byte of every checkpoint at `where`, and where digests hold every tensor (launch/repair.py).
+
+    Returns whether all are in order, and lines that name what is not.
+    """
     good, lines = True, []
     for attempt in attempts(where):
         wrong = problems(attempt.path)
-        good = good and not wrong
-        lines.append(f"{attempt.path.name}  {'; '.join(wrong) or 'every digest holds'}")
+        found = [] if wrong else faults(open_commit(attempt.path))
+        good = good and not wrong and not found
+        said = f"every digest holds, {_in_order(found)}"
+        lines += [f"{attempt.path.name}  {'; '.join(wrong) or said}", *(f"  {fault.line}" for fault in found)]
     return good and bool(lines), lines or [f"{where} has no checkpoint"]
+
+
+def _in_order(found: Sequence[Fault]) -> str:
+    if not found:
+        return "every tensor is in order"
+    cure = "`triptych checkpoint repair` mends it" if all(fault.curable for fault in found) else "beyond repair"
+    return f"but {len({fault.tensor for fault in found})} tensor(s) are not in order; {cure}"
 
 
 def import_hf(folder: str | Path, run: RunConfig) -> Path:

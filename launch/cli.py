@@ -90,7 +90,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     for name, command, text in (
         ("list", _list, "every checkpoint of a run, newest first"),
         ("show", _show, "state and tensors of one checkpoint"),
-        ("verify", _verify, "read every byte and compare digests"),
+        ("verify", _verify, "read every byte, compare digests, and weights with their fp32 masters"),
+        ("repair", _repair, "write the newest one anew with weights as their fp32 masters say"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument(
@@ -185,6 +186,13 @@ def _verify(options: argparse.Namespace) -> int:
 
     good, lines = verify_lines(options.where)
     return _tell(lines, good)
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from launch.repair import repair
+
+    _, lines = repair(options.where)
+    return _tell(lines)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from train import commits
 from train.agreement import gathered, on_first_rank, rank_in, size_of
 from train.boxes import BoxTensor, Chunk, fragment_chunks
 from train.commits import Commit
-from train.tensor_store import TensorReader, write_tensors
+from train.tensor_store import TensorReader, write_one_by_one, write_tensors
 
 if TYPE_CHECKING:
     from model.canonical import Box
@@ -85,7 +85,7 @@ def save_commit(
         "step": step,
         "steps_taken": optimizer.steps_taken if optimizer else None,
         "environment": environment(),
-        "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "saved_at": _now(),
     }
     fragments = optimizer.fragments() if optimizer else []
     write_tensors(path, _entries(parameters, boxes, fragments, writer_tp_rank=tp_rank), group)
@@ -98,6 +98,27 @@ def save_commit(
         commits.prune(run_dir, keep, path)
 
     on_first_rank(f"sealing {path.name}", finish, group)
+    return path
+
+
+def rewrite_commit(commit: Commit, make: Callable[[str], Tensor], note: Mapping[str, Any]) -> Path:
+    """Write a checkpoint anew beside itself and seal it, in one process, tensor by tensor. Returns its folder.
+
+    The new one has the same step and is sealed later, so the run goes on from it. The old one stays, and so does every
+    other: nothing is pruned.
+
+    Args:
+        commit: lies in a run's checkpoints folder.
+        make: gives each tensor by its stored name, whole and on CPU, in the shape and dtype that `commit` has it in.
+        note: goes into state.json, over what `commit` has there.
+
+    Raises:
+        CheckpointError: what `make` raised, or a file that could not be written. The folder stays, unsealed.
+    """
+    path = commits.new_attempt(commit.path.parent.parent, commit.step)
+    write_one_by_one(path, TensorReader(commit.path), make)
+    told = commit.state | dict(note) | {"saved_at": _now()}
+    commits.seal(path, _finish_own_files(path, 0, told, commit.recipe))
     return path
 
 
@@ -176,6 +197,15 @@ def environment() -> dict[str, str]:
     return found
 
 
+def state_name(kind: str, name: str) -> str:
+    """What one of STATE_TENSORS of a weight is stored as."""
+    return f"optimizer.{kind}.{name}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def _finish_own_files(path: Path, rank: int, told: dict[str, Any], recipe_text: str) -> dict[str, dict[str, Any]]:
     """Digests of the files that this rank wrote; rank 0 first writes those that hold no tensors."""
     names = [file.name for file in path.glob(f"__{rank}_*")]
@@ -214,7 +244,7 @@ def _entries(
         for kind in STATE_TENSORS:
             data = fragment.tensors[kind].detach()
             chunks = fragment_chunks(box.offset, box.shape, fragment.start, data)
-            entries[f"optimizer.{kind}.{box.name}"] = BoxTensor(box.global_shape, chunks, data.dtype)
+            entries[state_name(kind, box.name)] = BoxTensor(box.global_shape, chunks, data.dtype)
     return entries
 
 

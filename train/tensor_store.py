@@ -6,8 +6,9 @@ signature, so the reader also refuses every pickled name that DCP's own metadata
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +17,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from train.agreement import CheckpointError
-from train.boxes import BoxTensor
+from train.boxes import BoxTensor, Chunk
 
 _PICKLED = {
     ("torch", "Size"),
@@ -87,13 +88,54 @@ def write_tensors(path: Path, entries: dict[str, BoxTensor], group: dist.Process
 
     CheckpointError on every rank if one fails, also when boxes overlap or leave a hole.
     """
-    with _plain_errors(f"writing {path.name}"):
+    _save(entries, dcp.FileSystemWriter(path, sync_files=True, overwrite=False), group, alone=False)
+
+
+def write_one_by_one(path: Path, like: "TensorReader", make: Callable[[str], Tensor]) -> None:
+    """Write whole tensors into an empty folder in one process, with no more than two of them in memory.
+
+    Args:
+        like: names, shapes and dtypes of what is written.
+        make: gives one tensor by name, on CPU, asked once each.
+
+    Raises:
+        CheckpointError: what `make` raised, or a file that could not be written.
+    """
+    entries = {name: _MadeOnDemand(like.shape(name), like.dtype(name), partial(make, name)) for name in like.names()}
+    # DCP holds on to what it wrote until the file is finished: hence a file for each.
+    writer = dcp.FileSystemWriter(path, single_file_per_rank=False, sync_files=True, overwrite=False)
+    _save(entries, writer, None, alone=True)
+
+
+class _MadeOnDemand(BoxTensor):
+    """A whole tensor that exists only while it is written."""
+
+    make: Callable[[], Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, make: Callable[[], Tensor]) -> "_MadeOnDemand":
+        whole = Chunk(offset=(0,) * len(shape), data=torch.empty(shape, dtype=dtype, device="meta"))
+        tensor: Any = BoxTensor.__new__(cls, shape, [whole], dtype)
+        tensor.make = make
+        return tensor  # type: ignore[no-any-return]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        tensor = self.make()
+        assert tensor.shape == self.shape and tensor.dtype == self.dtype, index.fqn
+        return tensor
+
+
+def _save(
+    entries: Mapping[str, BoxTensor], writer: dcp.FileSystemWriter, group: dist.ProcessGroup | None, alone: bool
+) -> None:
+    with _plain_errors(f"writing {Path(writer.path).name}"):
         dcp.save(
-            entries,
-            storage_writer=dcp.FileSystemWriter(path, sync_files=True, overwrite=False),
+            dict(entries),
+            storage_writer=writer,
             # The defaults flatten nested dicts and pickle how they did it; our names are flat.
             planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=group,
+            no_dist=alone,
         )
 
 

@@ -221,7 +221,10 @@ def test_lines_say_what_is_there(run: RunConfig, tmp_path: Path) -> None:
     mine = replace(run, run_dir=str(tmp_path))
     assert verify_lines(tmp_path)[0] is False
     first, second = save(mine, 1), save(mine, 2)
-    assert verify_lines(tmp_path) == (True, [f"{path.name}  every digest holds" for path in (second, first)])
+    assert verify_lines(tmp_path) == (
+        True,
+        [f"{path.name}  every digest holds, every tensor is in order" for path in (second, first)],
+    )
     assert "language.decoder.final_layernorm.weight  [128]  bfloat16" in show_lines(first)
     (second / "COMMIT").unlink()
     assert list_lines(tmp_path)[0] == f"{second.name}  never finished"
