@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any
 
 import deepspeed
 import torch
@@ -19,9 +18,11 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from parallel.collectives import any_of
+from parallel.config import ParallelConfig
 from parallel.gradients import finish_model_gradients
 from parallel.groups import Groups
 from parallel.replicas import have_parted, mean_copy
+from parallel.zero_config import Mpu, deepspeed_config
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
@@ -50,22 +51,6 @@ class Fragment:
     """'master', 'exp_avg', 'exp_avg_sq': fp32 (numel,) views; writing into them changes the optimizer."""
 
 
-class _Mpu:
-    """The questions DeepSpeed asks about model parallelism, answered for one rank."""
-
-    def __init__(self, groups: Groups) -> None:
-        self.get_data_parallel_group = lambda: groups.dp
-        self.get_data_parallel_rank = lambda: groups.dp_rank
-        self.get_data_parallel_world_size = lambda: groups.dp_size
-        # DeepSpeed sums norms over the "model parallel" group, so it must span tensor and pipeline.
-        self.get_model_parallel_group = lambda: groups.replica
-        self.get_model_parallel_rank = lambda: groups.pp_rank * groups.tp_size + groups.tp_rank
-        self.get_model_parallel_world_size = lambda: groups.replica.size()
-        self.get_tensor_model_parallel_group = lambda: groups.tp
-        self.get_tensor_model_parallel_rank = lambda: groups.tp_rank
-        self.get_tensor_model_parallel_world_size = lambda: groups.tp_size
-
-
 class ZeroOptimizer:
     """AdamW whose fp32 masters and moments are sharded over the data axis."""
 
@@ -79,14 +64,14 @@ class ZeroOptimizer:
         eps: float,
         clip_norm: float,
         bf16: bool,
-        bucket_elements: int,
+        parallel: ParallelConfig,
     ) -> None:
         self._module = module
         self._groups = groups
         self._bf16 = bf16
         self._names = {p: name for group in param_groups for name, p in group.named_parameters}
         self._tied = [p for p in self._names if getattr(p, "shared_embedding", False)]
-        self._bucket_elements = bucket_elements
+        self._bucket_elements = parallel.reduce_bucket_elements
         # DeepSpeed's norm counts replicated parameters on tensor rank 0 alone and cannot take the norm of nothing.
         replicated_alone = not any(getattr(p, "tensor_model_parallel", False) for p in self._names)
         torch_groups = []
@@ -96,7 +81,8 @@ class ZeroOptimizer:
                 parameters.append(_placeholder(module, number, groups))
             torch_groups.append({"params": parameters, "weight_decay": group.weight_decay, "lr": 0.0})
         self._rates = [(group.part, group.rate_factor) for group in param_groups]
-        adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=groups.device.type == "cuda")
+        fused = parallel.kernels.fused_adamw
+        adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=fused)
         deepspeed_logger.setLevel(logging.ERROR)
         # On CPU DeepSpeed would compile shared-memory collectives with the host's C++ compiler; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -104,14 +90,14 @@ class ZeroOptimizer:
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=module,
                 optimizer=adamw,
-                mpu=_Mpu(groups),
-                config=_deepspeed_config(groups.dp_size, clip_norm, bf16, bucket_elements),
+                mpu=Mpu(groups),
+                config=deepspeed_config(parallel, groups.dp_size, clip_norm, bf16),
                 dist_init_required=False,
             )
         self._adamw = self._zero.optimizer
         for flat in self._flat_masters():
             # Adam would make these at its first step; a checkpoint can be read or written before that.
-            step = torch.zeros((), dtype=torch.float32, device=flat.device if groups.device.type == "cuda" else "cpu")
+            step = torch.zeros((), dtype=torch.float32, device=flat.device if fused else "cpu")
             self._adamw.state[flat] = {"step": step} | {key: torch.zeros_like(flat) for key in STATE_KEYS}
 
     def set_learning_rates(self, rates: dict[str, float]) -> None:
@@ -276,23 +262,3 @@ def _placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # counted on each rank: its gradient is zero
     module.register_parameter(f"placeholder_{number}", parameter)
     return parameter
-
-
-def _deepspeed_config(dp_size: int, clip_norm: float, bf16: bool, bucket_elements: int) -> dict[str, Any]:
-    return {
-        "train_batch_size": dp_size,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the schedule accumulates
-        "gradient_clipping": clip_norm,
-        "steps_per_print": None,
-        "zero_optimization": {
-            "stage": 1,
-            "overlap_comm": False,
-            "contiguous_gradients": False,  # else a whole bucket is held from the first backward on, filled or not
-            "reduce_bucket_size": bucket_elements,
-            "allgather_bucket_size": bucket_elements,
-        },
-        "bf16": {"enabled": bf16, "immediate_grad_update": True},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",  # else bf16 runs would round the fp32 sums before they are averaged
-    }

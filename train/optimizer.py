@@ -31,7 +31,7 @@ def build_optimizer(run: RunConfig, model: BuiltModel, groups: Groups) -> ZeroOp
         eps=run.optimizer.eps,
         clip_norm=run.optimizer.clip_norm,
         bf16=run.precision == "bf16",
-        bucket_elements=run.parallel.reduce_bucket_elements,
+        parallel=run.parallel,
     )
 
 

@@ -1,0 +1,42 @@
+"""What DeepSpeed is told of a run: who is where in the grid, and how gradients are kept and reduced."""
+
+from typing import Any
+
+from parallel.config import ParallelConfig
+from parallel.groups import Groups
+
+
+class Mpu:
+    """The questions DeepSpeed asks about model parallelism, answered for one rank."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.get_data_parallel_group = lambda: groups.dp
+        self.get_data_parallel_rank = lambda: groups.dp_rank
+        self.get_data_parallel_world_size = lambda: groups.dp_size
+        # DeepSpeed sums norms over the "model parallel" group, so it must span tensor and pipeline.
+        self.get_model_parallel_group = lambda: groups.replica
+        self.get_model_parallel_rank = lambda: groups.pp_rank * groups.tp_size + groups.tp_rank
+        self.get_model_parallel_world_size = lambda: groups.replica.size()
+        self.get_tensor_model_parallel_group = lambda: groups.tp
+        self.get_tensor_model_parallel_rank = lambda: groups.tp_rank
+        self.get_tensor_model_parallel_world_size = lambda: groups.tp_size
+
+
+def deepspeed_config(parallel: ParallelConfig, dp_size: int, clip_norm: float, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's settings for a run whose schedule owns forward and backward."""
+    return {
+        "train_batch_size": dp_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the schedule accumulates
+        "gradient_clipping": clip_norm,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": parallel.zero,
+            "overlap_comm": False,
+            "contiguous_gradients": False,  # else a whole bucket is held from the first backward on, filled or not
+            "reduce_bucket_size": parallel.reduce_bucket_elements,
+        },
+        "bf16": {"enabled": bf16, "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # else bf16 runs would round the fp32 sums before they are averaged
+    }
