@@ -3,6 +3,7 @@
 from tests.prove import (
     parallel_awkward,
     parallel_faults,
+    parallel_finite,
     parallel_grid,
     parallel_messages,
     parallel_precision,
@@ -21,6 +22,7 @@ TOPICS = (
     parallel_state,
     parallel_replicas,
     parallel_faults,
+    parallel_finite,
     parallel_precision,
 )
 

@@ -7,6 +7,7 @@ from tests.prove import (
     data_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
+    parallel_finite_defects,
     parallel_grid_defects,
     parallel_messages_defects,
     parallel_precision_defects,
@@ -71,6 +72,7 @@ _OF_PARALLEL = tuple(
         parallel_state_defects,
         parallel_replicas_defects,
         parallel_faults_defects,
+        parallel_finite_defects,
         parallel_precision_defects,
     )
 )
