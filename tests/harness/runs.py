@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -167,9 +168,9 @@ def fail(
     interpreter = f"-m tests.harness.faulty '{replace(fault, moment=str(moment)).to_json()}' {plant or '-'}"
     process = _start([*command, f"run_dir={run_dir}", *overrides], recipe, interpreter, TRIPTYCH_TEST_RUN=mark)
     try:
-        if fault.kind == "ask":
+        if fault.kind in ("ask", "orphan"):
             _wait_for(moment, process, timeout)
-            process.terminate()
+            process.send_signal(signal.SIGTERM if fault.kind == "ask" else signal.SIGKILL)
         output, _ = process.communicate(timeout=timeout)
         ended = time.time()
     except subprocess.TimeoutExpired:
