@@ -30,7 +30,9 @@ def finish_model_gradients(
 
 
 def _sum_in_one_message(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
-    if not tensors:
+    if len(tensors) < 2:
+        for tensor in tensors:  # a tied embedding: a copy would be as large again
+            dist.all_reduce(tensor, group=group)
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat, group=group)

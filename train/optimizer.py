@@ -6,6 +6,7 @@ import torch
 
 from model.build import BuiltModel
 from model.hf_weights import hf_pieces
+from model.memory import HeldBytes, held_bytes
 from parallel.groups import Groups
 from parallel.zero import ParamGroup, ZeroOptimizer
 from train.config import RunConfig
@@ -32,6 +33,19 @@ def build_optimizer(run: RunConfig, model: BuiltModel, groups: Groups) -> ZeroOp
         clip_norm=run.optimizer.clip_norm,
         bf16=run.precision == "bf16",
         parallel=run.parallel,
+    )
+
+
+def state_bytes(run: RunConfig, model: BuiltModel, dp_size: int, dp_rank: int = 0) -> HeldBytes:
+    """What this rank of the tensor and pipeline axes will hold once the optimizer is built; a model on the meta device
+    will do. Rank 0 of the data axis holds as much as any, but for alignment and parameters that two shares cut."""
+    return held_bytes(
+        [[parameter.numel() for _, parameter in group.named_parameters] for group in param_groups(run, model)],
+        sum(parameter.numel() for parameter in model.module.parameters() if not parameter.requires_grad),
+        dp_size=dp_size,
+        dp_rank=dp_rank,
+        precision=run.precision,
+        bucket_elements=run.parallel.reduce_bucket_elements,
     )
 
 
