@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.types import PackedRow
+from model.config import ModelConfig
 from model.vlm import Row
 from parallel.config import ParallelConfig
+from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import MODEL, NUM_ROWS, start
 from tests.harness.rows import random_step
@@ -18,16 +22,23 @@ from train.step import train_step
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One call into a process group."""
+    """One call into a process group of two ranks or more, or one tensor of it."""
 
+    axis: str
+    """dp, tp, pp, replica, tied or world"""
     kind: str
-    """c10d's own name of the operation: send, recv_, broadcast_, allreduce_, ..."""
+    """send, recv, broadcast, allreduce, allgather, reduce_scatter, ... (c10d's words)"""
     dtype: torch.dtype
     numel: int
+    """Of the whole: what is gathered, or what is reduced and scattered."""
 
     @property
     def is_integer(self) -> bool:
         return not self.dtype.is_floating_point
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,53 +60,75 @@ class Watched:
     messages: list[Message]
     lengths: list[Lengths]
     microbatches: int
+    pixels: int
+    """Elements of the patches that reached this rank's pipeline stage."""
 
 
 class _Messages(TorchDispatchMode):
     """Process groups are called through the dispatcher, so this sees what is really sent, whoever asks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Groups) -> None:
         super().__init__()
         self.seen: list[Message] = []
+        named = {"world": dist.group.WORLD, "dp": groups.dp, "tp": groups.tp, "pp": groups.pp}
+        named |= {"replica": groups.replica, "tied": groups.tied}
+        self._axes = {group.group_name: axis for axis, group in named.items() if group is not None}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
-            for tensor in tensors:
-                while isinstance(tensor, list | tuple):
-                    tensor = tensor[0]
-                if isinstance(tensor, torch.Tensor):
-                    name = func.name().split("::")[1]
-                    self.seen.append(Message(kind=name, dtype=tensor.dtype, numel=tensor.numel()))
+        if "c10d" in func.namespace:
+            self._note(func, args)
         return func(*args, **(kwargs or {}))
 
+    def _note(self, func: Any, args: Any) -> None:
+        # Some operations take a reduction too, which is an object of torch's own like the group, and comes after it.
+        group = dist.ProcessGroup.unbox(next(value for value in args if isinstance(value, torch.ScriptObject)))
+        if group.size() == 1:
+            return
+        axis = self._axes.get(group.group_name, group.group_name)
+        kind = func.name().split("::")[1].strip("_")
+        tensors = _tensors(args[0])
+        if kind.endswith("_base"):  # what is gathered comes first, what is scattered second
+            kind, tensors = kind.removesuffix("_base"), [max(_tensors(args), key=torch.Tensor.numel)]
+        self.seen += [Message(axis=axis, kind=kind, dtype=one.dtype, numel=one.numel()) for one in tensors]
 
-def watch_step(parallel: ParallelConfig, stage: str) -> Watched:
-    """One train step with every message counted; run it on every rank."""
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def watch_step(
+    parallel: ParallelConfig,
+    stage: str,
+    rows: list[PackedRow] | None = None,
+    model: ModelConfig = MODEL,
+) -> Watched:
+    """One train step over `rows` (default: 4 uneven ones) with every message counted; run it on every rank.
+
+    It is the second of two alike, so that what is only done once is not counted.
+    """
+    given = rows or random_step(100, NUM_ROWS, model.language.vocab_size)
     with model_parallel(parallel, pick_device(), seed=0) as groups:
-        given = random_step(100, NUM_ROWS, MODEL.language.vocab_size)
-        made = start(parallel, stage, groups, steps=[given])
+        made = start(parallel, stage, groups, model=model, steps=[given, given])
+        train_step(made.parts, TrainState())
         mine = given[groups.dp_rank :: groups.dp_size]
         lengths: list[Lengths] = []
-        rows: list[Row] = []
-        made.built.module.chunks[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+        seen: list[Row] = []
+        first = made.built.module.chunks[0]
+        first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
         def note_hidden(_: torch.nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             hidden = inputs[0] if inputs else keywords["hidden_states"]
-            lengths.append(
-                Lengths(
-                    samples=len(mine[len(rows) - 1].tokens),
-                    row=rows[-1].tokens.shape[1],
-                    hidden=hidden.shape[0],
-                )
-            )
+            samples = len(mine[len(seen) - 1].tokens)
+            lengths.append(Lengths(samples=samples, row=seen[-1].tokens.shape[1], hidden=hidden.shape[0]))
 
-        layer = made.built.module.chunks[0].language.decoder.layers[0]
-        layer.register_forward_pre_hook(note_hidden, with_kwargs=True)
-        with _Messages() as messages:
+        first.language.decoder.layers[0].register_forward_pre_hook(note_hidden, with_kwargs=True)
+        with _Messages(groups) as messages:
             train_step(made.parts, TrainState())
         made.optimizer.close()
-        return Watched(messages=messages.seen, lengths=lengths, microbatches=len(rows))
+        pixels = sum(row.patches.numel() for row in seen if row.patches is not None)
+        return Watched(messages=messages.seen, lengths=lengths, microbatches=len(seen), pixels=pixels)
 
 
 class _Storages(TorchDispatchMode):

@@ -99,9 +99,9 @@ def _messages(layout: str) -> Case:
         microbatches = watched[0].microbatches
         replica_ranks = parallel.tensor * parallel.pipeline
         sent = [message for rank in watched for message in rank.messages if message.kind == "send"]
-        received = [message for rank in watched for message in rank.messages if message.kind.startswith("recv")]
+        received = [message for rank in watched for message in rank.messages if message.kind == "recv"]
         due = 2 * microbatches * (parallel.pipeline - 1) * parallel.tensor * (size // replica_ranks)
-        integers = [[m for m in w.messages if m.kind == "broadcast_" and m.is_integer] for w in watched]
+        integers = [[m for m in w.messages if m.kind == "broadcast" and m.is_integer] for w in watched]
         tables = [sum(m.numel == microbatches * 6 for m in found) for found in integers]
         announced = int(replica_ranks > 1)
         beyond = [
