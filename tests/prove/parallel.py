@@ -15,10 +15,10 @@ from tests.prove.case import Case
 from tests.prove.driver import main
 
 TOPICS = (
+    parallel_times,  # first, because its processes must have the cores to themselves
     parallel_grid,
     parallel_awkward,
     parallel_messages,
-    parallel_times,
     parallel_state,
     parallel_replicas,
     parallel_faults,
