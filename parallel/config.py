@@ -69,7 +69,7 @@ class ParallelConfig:
     """ZeRO-1 reduction bucket. DeepSpeed's own default of 5e8 elements costs 2 GB of fp32 in every process."""
 
     timeout_seconds: float = 600.0
-    """Longest wait in one collective before the job is ended."""
+    """By then a job has ended in which a rank raised, died or stalled (docs/faults.md)."""
 
     def __post_init__(self) -> None:
         for name in ("reduce_bucket_elements", "timeout_seconds"):

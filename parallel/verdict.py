@@ -100,7 +100,8 @@ def choose(facts: Facts) -> Verdict:
     """
     lost = [each for each in facts.lost.values() if each.state != "never came"]
     if lost:
-        first = min(lost, key=lambda each: (get_args(LostState).index(each.state), each.rank))
+        # The first to fall silent: NCCL ends processes whose peers have gone.
+        first = min(lost, key=lambda each: (-each.seconds, get_args(LostState).index(each.state), each.rank))
         return Verdict(rank=first.rank, what=_of_lost(first), code=FAULT_CODE)
     raised = [post for post in facts.posts if post.kind == "raised" and not post.of_a_peer]
     if raised:

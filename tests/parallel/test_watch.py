@@ -33,9 +33,9 @@ def facts(*posts: Post, answers: tuple[Answer, ...] | None = None, lost: tuple[L
     )
 
 
-def gone(rank: int, state: Any = "gone") -> Lost:
+def gone(rank: int, state: Any = "gone", seconds: float = 12.0) -> Lost:
     place = Place(phase="forward", step=7, microbatch=1, data=(3, 40))
-    return Lost(rank=rank, state=state, seconds=12.0, place=place, exact=state == "gone")
+    return Lost(rank=rank, state=state, seconds=seconds, place=place, exact=state == "gone")
 
 
 def raised(rank: int, text: str = "KeyError: 'x'", **fields: Any) -> Post:
@@ -57,6 +57,7 @@ STALLED = Post(rank=0, kind="stalled", text="no move for 9 s")
         (facts(raised(0, BROKEN, of_a_peer=True), asked(1), asked(2), lost=(gone(3),)), 3, "is gone", 1),
         (facts(raised(1), lost=(gone(2, "silent"),)), 2, "no sign of life for 12 s", 1),
         (facts(lost=(gone(1, "silent"), gone(2, "stopped"))), 2, "stopped", 1),
+        (facts(lost=(gone(1, seconds=2.0), gone(3, "silent"))), 3, "no sign of life for 12 s", 1),
         # The one with an error of its own, whoever was first.
         (facts(raised(3, BROKEN, of_a_peer=True), raised(2), raised(0)), 2, "raised KeyError", 1),
         (facts(raised(1, BROKEN, of_a_peer=True)), 1, "Connection closed", 1),
