@@ -92,7 +92,9 @@ def write_tensors(path: Path, entries: dict[str, BoxTensor], group: dist.Process
 
 
 def write_one_by_one(path: Path, like: "TensorReader", make: Callable[[str], Tensor]) -> None:
-    """Write whole tensors into an empty folder in one process, with no more than two of them in memory.
+    """Write whole tensors into an empty folder in one process, with no more than two of them in memory at a time.
+
+    Reading one through `TensorReader` takes twice its size more for a moment: what is stored, as bytes and as a tensor.
 
     Args:
         like: names, shapes and dtypes of what is written.

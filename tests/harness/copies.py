@@ -101,7 +101,7 @@ def watch_drift(parallel: ParallelConfig, stage: str, precision: str) -> Watched
         found: dict[str, list[float]] = {}
         for name in WATCHED:
             for ranks in ((0, 0), (groups.tp_size - 1, groups.dp_size - 1)):
-                mine = [p for local, p in made.built.module.named_parameters() if boxes[local].name == name]
+                mine = [parameter for watched, kind, parameter in held(made) if (watched, kind) == (name, "weight")]
                 mine = mine if (groups.tp_rank, groups.dp_rank) == ranks else []
                 before = [parameter.detach().clone() for parameter in mine]
                 with torch.no_grad():
@@ -110,7 +110,7 @@ def watch_drift(parallel: ParallelConfig, stage: str, precision: str) -> Watched
                     found.setdefault(name, []).append(largest_drift(copies, groups))
                     for parameter, value in zip(mine, before, strict=True):
                         parameter.copy_(value)
-        watched = Watched(
+        answer = Watched(
             healthy=healthy,
             elements_apart=apart,
             unwatched=sorted(whole - {boxes[name].name for name, _ in replicated}),
@@ -118,7 +118,7 @@ def watch_drift(parallel: ParallelConfig, stage: str, precision: str) -> Watched
             afterwards=largest_drift(copies, groups),
         )
         made.optimizer.close()
-        return watched
+        return answer
 
 
 # --- plain copies on four ranks -----------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""Defects of `triptych checkpoint verify` and `repair`. Each breaks this process and returns how to mend it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tests.prove.planting import Mend, replace_name
+
+
+def masters_not_looked_at() -> Mend:
+    """Verify takes a weight as it is."""
+    import launch.repair
+
+    make = lambda values: lambda reader, name, master: values(reader, name, None)  # noqa: E731
+    return replace_name(launch.repair, "_values", make)
+
+
+def state_not_looked_at() -> Mend:
+    """Verify reads weights and masters alone."""
+    import launch.repair
+
+    def make(values: Any) -> Any:
+        return lambda reader, name, master: [] if ".exp_avg" in name else values(reader, name, master)
+
+    return replace_name(launch.repair, "_values", make)
+
+
+def names_not_looked_at() -> Mend:
+    """Verify takes what is stored for what should be."""
+    import launch.repair
+
+    return replace_name(launch.repair, "_names", lambda _: lambda reader, wanted: iter(()))
+
+
+def master_from_weight() -> Mend:
+    """Repair casts the wrong way: the weight is the truth, and its master becomes it."""
+    import launch.repair
+
+    def make(rewrite: Any) -> Any:
+        def planted(commit: Any, _: Any, note: Any) -> Any:
+            reader = launch.repair.TensorReader(commit.path)
+
+            def cast(name: str) -> Any:
+                weight = name.removeprefix("optimizer.master.")
+                return reader.read(weight).float() if weight != name else reader.read(name)
+
+            return rewrite(commit, cast, note)
+
+        return planted
+
+    return replace_name(launch.repair, "rewrite_commit", make)
+
+
+def weight_cut_off() -> Mend:
+    """Repair cuts a master off to bf16 where it should round."""
+    import launch.repair
+
+    def make(_: Any) -> Any:
+        def planted(reader: Any, name: str) -> Any:
+            master = reader.read(f"optimizer.master.{name}")
+            cut = master.view(torch.int32).bitwise_and(-65536).view(torch.float32)
+            return cut.to(reader.dtype(name))
+
+        return planted
+
+    return replace_name(launch.repair, "_master_as_weight", make)
+
+
+def repair_prunes() -> Mend:
+    """Repair deletes what it has repaired."""
+    from train import checkpoint, commits
+
+    def make(seal: Any) -> Any:
+        def planted(path: Any, digests: Any) -> None:
+            seal(path, digests)
+            commits.prune(path.parent.parent, 1, path)
+
+        return planted
+
+    return replace_name(checkpoint.commits, "seal", make)
+
+
+def repair_forgets_state() -> Mend:
+    """A repaired checkpoint has lost its counters and cursor."""
+    import launch.repair
+
+    def make(rewrite: Any) -> Any:
+        return lambda commit, tensors, note: rewrite(replace(commit, state={}), tensors, note)
+
+    return replace_name(launch.repair, "rewrite_commit", make)
+
+
+def repaired_as_older() -> Mend:
+    """A repaired checkpoint counts as one of an earlier step."""
+    import launch.repair
+
+    def make(rewrite: Any) -> Any:
+        return lambda commit, tensors, note: rewrite(replace(commit, step=commit.step - 1), tensors, note)
+
+    return replace_name(launch.repair, "rewrite_commit", make)
+
+
+def repair_seals_early() -> Mend:
+    """COMMIT is written before the tensors."""
+    from train import checkpoint, commits
+
+    def make(write: Any) -> Any:
+        def planted(path: Any, like: Any, tensors: Any) -> None:
+            commits.seal(path, {})
+            write(path, like, tensors)
+
+        return planted
+
+    return replace_name(checkpoint, "write_one_by_one", make)
+
+
+def repair_holds_the_model() -> Mend:
+    """All tensors go into one file, and stay in memory until it is finished."""
+    import train.tensor_store
+
+    def make(writer: Any) -> Any:
+        return lambda path, single_file_per_rank=True, **options: writer(path, **options)
+
+    return replace_name(train.tensor_store.dcp, "FileSystemWriter", make)
+
+
+def unmendable_taken() -> Mend:
+    """Repair mends what it can and leaves the rest."""
+    import launch.repair
+
+    def make(faults: Any) -> Any:
+        return lambda commit: [fault for fault in faults(commit) if fault.curable]
+
+    return replace_name(launch.repair, "faults", make)
