@@ -88,6 +88,8 @@ class Watch:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_bell)
+        self._ears.close()
+        self._bell.close()
         self._shared.close()
 
     @contextmanager
