@@ -1,4 +1,4 @@
-"""How a run is spread over processes."""
+"""How a run is spread over processes, and by which kernels they compute."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,9 +17,8 @@ class RecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelConfig:
-    """Faster ways of computing the same thing. The recipe alone chooses: where a device has no such way, or not in the
-    run's precision, the plain one computes the same function in the same precision. Nothing else may differ than the
-    order of sums."""
+    """Faster ways of computing the same function, each against a plain one in the same precision: results differ by
+    rounding alone. Where a fast way does not exist, each field says so, and the plain one is taken."""
 
     fused_attention: bool = True
     """Both towers: one kernel for all segments of a row (torch.nn.attention.varlen), which exists on CUDA for bf16.

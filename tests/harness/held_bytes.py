@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.memory import HeldBytes
@@ -14,6 +12,7 @@ from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import OPTIMIZER, filled_model, stage_config, start
 from tests.harness.rows import random_step
+from tests.harness.storages import Storages
 from train.optimizer import state_bytes
 from train.state import TrainState
 from train.step import train_step
@@ -57,38 +56,12 @@ class Held:
         return max(abs(self.measured[moment] / due - 1) for moment, due in self.formula.items())
 
 
-class _Storages(TorchDispatchMode):
-    """Every storage that an operation makes, by weak reference; views and in-place operations make none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.most = 0
-        """Bytes alive at most since it was last set."""
-        self.watches_most = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._made:
-                    self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        if self.watches_most:
-            self.most = max(self.most, self.alive())
-        return result
-
-    def alive(self) -> int:
-        """Bytes of what has been made and is not gone."""
-        return sum(size for reference, size in self._made.values() if not reference.expired())
-
-
 def hold_in_step(parallel: ParallelConfig, stage: str, precision: str, model: ModelConfig = WIDE) -> Held:
     """Two real steps of a training stage on this rank; the second, when everything has been made, is counted."""
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         predicted = _predict(parallel, stage, precision, model, groups)
         steps = [random_step(100 + step, NUM_ROWS, model.language.vocab_size) for step in range(2)]
-        with _Storages() as storages:
+        with Storages() as storages:
             made = start(parallel, stage, groups, model=model, steps=steps, precision=precision)
             optimizer, batches = made.optimizer, made.parts.batches
             measured: dict[str, int] = {}
@@ -101,16 +74,15 @@ def hold_in_step(parallel: ParallelConfig, stage: str, precision: str, model: Mo
 
             def count_and_reduce() -> None:
                 nonlocal extra
-                measured["after_backward"] = storages.most = storages.alive()
-                storages.watches_most = True
+                measured["after_backward"] = storages.most = storages.num_bytes
                 reduce()
-                storages.watches_most = False
                 extra = storages.most - measured["after_backward"]
-                measured["after_reduction"] = storages.alive()
+                storages.most = None
+                measured["after_reduction"] = storages.num_bytes
 
             def update_and_count() -> float:
                 norm = update()
-                measured["always"] = storages.alive()
+                measured["always"] = storages.num_bytes
                 return norm
 
             batches.next = fetch_unseen  # type: ignore[method-assign]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.types import PackedRow
@@ -16,6 +15,7 @@ from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import MODEL, NUM_ROWS, start
 from tests.harness.rows import random_step
+from tests.harness.storages import Storages
 from train.state import TrainState
 from train.step import train_step
 
@@ -131,22 +131,6 @@ def watch_step(
         return Watched(messages=messages.seen, lengths=lengths, microbatches=len(seen), pixels=pixels)
 
 
-class _Storages(TorchDispatchMode):
-    """Every storage that an operation makes, by weak reference."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return result
-
-
 def bytes_kept_by_tower(stage: str) -> int:
     """Bytes that the vision tower's forward leaves allocated beside its output, in one process, in a real step."""
     with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
@@ -157,9 +141,9 @@ def bytes_kept_by_tower(stage: str) -> int:
         forward = tower.forward
 
         def measured(*args: Any) -> torch.Tensor:
-            with _Storages() as storages:
+            with Storages() as storages:
                 output = forward(*args)
-            held = {key: size for key, (ref, size) in storages.made.items() if not ref.expired()}
+            held = storages.held()
             # Views of weights and of the pixels are no activations.
             for known in (output, *tower.parameters(), *args[:1]):
                 held.pop(known.untyped_storage()._cdata, None)

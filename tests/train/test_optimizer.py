@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from model.build import build_model
 from model.hf_weights import hf_pieces
 from parallel.config import ParallelConfig
-from parallel.world import model_parallel, pick_device
+from parallel.world import imagined_rank, model_parallel, pick_device
 from tests.harness.compare import compare
 from tests.harness.layouts import MODEL, start, train_on_layout
 from tests.harness.updates import CHANGES, RATES, check_updates, one_step
 from tests.prove.context import LAYOUTS, Worlds
 from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
-from train.optimizer import is_vector
+from train.optimizer import is_vector, state_bytes
 from train.rates import layers_below_last
+from train.resolve import compose
 from train.state import TrainState
 from train.step import train_step
 from train.tensor_store import TensorReader
@@ -95,6 +97,20 @@ def test_every_rank_lists_the_same_groups_and_decayed_ones_hold_no_vector(worlds
     assert sorted({decay for decay, *_ in by_rank[0]}) == [0.0, 0.05, 0.2, 0.5]
     plain = worlds.run(1, groups_of, parallel=ParallelConfig(), changes={"weight_decays": {"merger": 0.0}})[0]
     assert [decay for decay, *_ in plain] == [0.05, 0.0, 0.0, 0.0, 0.05, 0.0]
+
+
+def test_bytes_of_a_rank_are_known_without_memory() -> None:
+    """The 2B in bf16 on 16 replicas: 2 bytes of weight and 4 of accumulator, and a 16th of 12 bytes of state."""
+    run = compose("qwen2vl_2b_stage2")
+    with imagined_rank(run.parallel, world_size=16, rank=0) as groups:
+        everything = build_model(run.model, run.parallel, groups, torch.bfloat16, run.stage.trainable)
+        held = state_bytes(run, everything, dp_size=16)
+        assert held.always == held.after_reduction == pytest.approx(2_208_985_600 * (2 + 4 + 12 / 16), rel=1e-6)
+        locked = replace(run, stage=replace(run.stage, trainable=("merger",)))
+        merger_alone = build_model(run.model, run.parallel, groups, torch.bfloat16, ("merger",))
+        merger = 5120**2 + 5120 + 5120 * 1536 + 1536 + 2 * 1280
+        due = 2_208_985_600 * 2 + merger * (4 + 12 / 16)
+        assert state_bytes(locked, merger_alone, dp_size=16).always == pytest.approx(due, rel=1e-6)
 
 
 def regroup(folder: Path, parallel: ParallelConfig) -> None:
