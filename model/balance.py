@@ -1,7 +1,10 @@
 """Which split of the language layers keeps every pipeline stage equally busy.
 
-The vision tower and the merger weigh on the first pipeline stage, the head on the last, and what is frozen changes what
-each of them costs: so the split depends on the training stage and on its mixture.
+The vision tower and the merger weigh on the first pipeline stage, the head on the last, and what is frozen or computed
+again in backward changes what each of them costs: so the split depends on the training stage and on its mixture.
+
+A step of 1F1B takes what all pipeline stages need for one microbatch, which no split changes, and what the busiest one
+needs for each of the others: so the busiest one is what counts, however many microbatches there are.
 """
 
 from model.config import ModelConfig
@@ -37,7 +40,7 @@ def balanced_split(
 def stage_shares(
     model: ModelConfig, parallel: ParallelConfig, trainable: tuple[str, ...], work: Work, split: tuple[int, ...]
 ) -> list[float]:
-    """Share of a step's FLOPs on each pipeline stage under `split`; they sum to 1."""
+    """Share of a step's FLOPs on each pipeline stage under `split`, recomputation included; they sum to 1."""
     loads, layer = _fixed_loads(model, parallel, trainable, work)
     for piece, count in enumerate(split):
         loads[piece % parallel.pipeline] += count * layer
@@ -48,7 +51,7 @@ def _fixed_loads(
     model: ModelConfig, parallel: ParallelConfig, trainable: tuple[str, ...], work: Work
 ) -> tuple[list[float], float]:
     """FLOPs of each pipeline stage without decoder layers, and of one decoder layer."""
-    parts = part_flops(model, trainable, work)
+    parts = part_flops(model, trainable, work, parallel.recompute)
     loads = [0.0] * parallel.pipeline
     loads[0] += parts.get("vision", 0) + parts.get("merger", 0)
     loads[-1] += parts["head"]

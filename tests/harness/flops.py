@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.flops import Work, step_flops
-from parallel.config import ParallelConfig
+from model.flops import NOTHING_AGAIN, Work, step_flops
+from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import MODEL, STAGES, start
 from tests.harness.rows import GRIDS, PATCH_DIM, pack, random_sample
@@ -22,12 +22,15 @@ STEPS: dict[str, list[list[list[tuple[int, int, int]]]]] = {
 """The grids of each sample of each row."""
 
 
-def counted_and_ours(stage: str, forward_only: bool, step: str = "one row") -> tuple[int, int]:
+def counted_and_ours(
+    stage: str, forward_only: bool, step: str = "one row", recompute: RecomputeConfig = NOTHING_AGAIN
+) -> tuple[int, int]:
     """(torch's count, ours) for the rows of one step."""
+    parallel = ParallelConfig(recompute=recompute)
     generator = np.random.default_rng(0)
     rows = [pack([random_sample(generator, 301, grids) for grids in row]) for row in STEPS[step]]
-    with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
-        made = start(ParallelConfig(), stage, groups)
+    with model_parallel(parallel, pick_device(), seed=0) as groups:
+        made = start(parallel, stage, groups)
         form = RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1)
         announced = announce(rows, len(rows), groups, form)
         # The fused CPU kernel is not counted at all.
@@ -37,7 +40,8 @@ def counted_and_ours(stage: str, forward_only: bool, step: str = "one row") -> t
     # megatron-core makes rotary angles by a matrix product of three axes and head_dim / 2 frequencies.
     angles = 2 * 3 * announced.work.tokens * MODEL.language.head_dim // 2
     trainable = () if forward_only else STAGES[stage]
-    return counter.get_total_flops() - angles, step_flops(MODEL, trainable, as_torch_counts(announced.work))
+    ours = step_flops(MODEL, trainable, as_torch_counts(announced.work), recompute)
+    return counter.get_total_flops() - angles, ours
 
 
 def as_torch_counts(work: Work) -> Work:

@@ -7,7 +7,7 @@ import pytest
 
 from model.balance import balanced_split, stage_shares
 from model.flops import Work, part_flops
-from parallel.config import ParallelConfig
+from parallel.config import ParallelConfig, RecomputeConfig
 from tests.harness.layouts import MODEL, STAGES
 from train.resolve import compose
 
@@ -54,3 +54,30 @@ def test_the_7b_on_four_pipeline_stages() -> None:
     assert (split[0], sorted(split[1:3]), split[3]) == (2, [9, 10], 7)
     frozen = balanced_split(model, ParallelConfig(pipeline=4), ("merger", "language"), work)
     assert frozen[0] > split[0]  # a tower that is only run forward leaves room for layers
+
+
+def test_what_is_computed_again_is_part_of_the_load() -> None:
+    """Whole layers again: one more forward pass, which is a third of a layer that trains. By hand, from the shares
+    without recomputation."""
+    work = MIXTURES["some pictures"]
+    parts = part_flops(SEVEN, STAGES["stage2"], work)
+    parts["layers"] = parts["layers"] * 4 // 3
+    parallel = ParallelConfig(pipeline=2, recompute=RecomputeConfig(vision="none", language="full"))
+    first = parts["vision"] + parts["merger"] + parts["layers"] * 2 / 7
+    share = stage_shares(SEVEN, parallel, STAGES["stage2"], work, (2, 5))[0]
+    assert share == pytest.approx(first / sum(parts.values()))
+
+
+def test_a_tower_that_is_computed_again_leaves_room_for_fewer_layers() -> None:
+    work = MIXTURES["some pictures"]
+    splits = [
+        balanced_split(SEVEN, ParallelConfig(pipeline=2, recompute=again), STAGES["stage2"], work)
+        for again in (RecomputeConfig(), RecomputeConfig(vision="full"), RecomputeConfig(language="full"))
+    ]
+    assert splits[1][0] < splits[2][0] and splits[1][0] <= splits[0][0] <= splits[2][0]
+    # A tower that trains nothing runs no backward, so nothing of it is computed again.
+    frozen = [
+        stage_shares(SEVEN, ParallelConfig(pipeline=2, recompute=again), STAGES["stage3"], work, (3, 4))
+        for again in (RecomputeConfig(), RecomputeConfig(vision="full"))
+    ]
+    assert frozen[0] == frozen[1]
