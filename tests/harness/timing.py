@@ -1,30 +1,36 @@
-"""Two ways of doing a step, timed in turn in one world: on a shared host only the ratio means something."""
+"""Two ways of doing a step, timed in turn in one world: on a shared host only their ratio means something."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
-from model.balance import balanced_split, stage_shares
+from data.types import PackedRow
+from model import balance
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.flops import Work, part_flops
+from model.flops import Work, part_flops, row_work
 from model.placement import language_split
 from parallel.config import ParallelConfig
+from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
-from tests.harness.layouts import STAGES, start
-from tests.harness.rows import pack, random_sample
+from tests.harness.layouts import STAGES, Stage, start
+from tests.harness.rows import sized_row
 from train.state import TrainState
 from train.step import train_step
 
+# Wide enough that matrices are most of the time, so that FLOPs can stand for it; deep enough to be dealt out.
 TIMED = ModelConfig(
     name="timed",
-    vision=VisionConfig(depth=4, embed_dim=256, num_heads=4),
+    vision=VisionConfig(depth=8, embed_dim=256, num_heads=4),
     language=LanguageConfig(
         hidden_size=256,
-        num_layers=8,
+        num_layers=12,
         num_heads=4,
         num_kv_heads=2,
         ffn_size=1024,
@@ -32,75 +38,182 @@ TIMED = ModelConfig(
         mrope_section=(8, 12, 12),
     ),
 )
+SMALL = ModelConfig(
+    name="small",
+    vision=VisionConfig(depth=2, embed_dim=128, num_heads=4),
+    language=LanguageConfig(
+        hidden_size=128,
+        num_layers=8,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_size=256,
+        vocab_size=512,
+        mrope_section=(4, 6, 6),
+    ),
+)
+_MIXED = ((40, (1, 2, 2)), (300, (1, 12, 12)), (80, (1, 6, 6)), (120, (1, 8, 8))) * 2
+"""Tokens and picture of each microbatch."""
+_TEXTS = (48, 64, 80, 64) * 2
+"""Tokens of each microbatch beside its picture."""
+_GRIDS = [(1, rows, rows + more) for rows in range(2, 60, 2) for more in (0, 2)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of each pair of steps, first and second way."""
+    """Seconds of each pair of calls, first and second way."""
 
-    pairs: list[tuple[float, float]]
+    wall: list[tuple[float, float]]
+    """From when all ranks have come to when all are done."""
+    busy: list[tuple[float, float]]
+    """Of this rank's thread on a processor: neither its waiting nor what other jobs take away is in it."""
 
     @property
     def ratio(self) -> float:
-        """Median over pairs of second / first."""
-        return statistics.median(second / first for first, second in self.pairs)
+        """Median over the pairs of second / first."""
+        return statistics.median(second / first for first, second in self.wall)
 
 
-def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: int, warmup: int = 2) -> Timing:
-    """Call both `pairs` times; which goes first changes from pair to pair. Ranks start each call together."""
-    found = []
+def busiest_ratio(timings: list[Timing]) -> float:
+    """Processor seconds of the busiest rank, second way / first way, each rank by its median.
+
+    What the wall ratio comes to on a host with a free processor for each rank, bubbles and messages apart.
+    """
+    first, second = (max(statistics.median(pair[way] for pair in timing.busy) for timing in timings) for way in (0, 1))
+    return second / first
+
+
+def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: int, warmup: int = 1) -> Timing:
+    """Call both `pairs` times on every rank; which goes first changes from pair to pair."""
+    wall, busy = [], []
     for number in range(-warmup, pairs):
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if number % 2 else (1, 0):
+        seconds = [(0.0, 0.0), (0.0, 0.0)]
+        for way in (0, 1) if number % 2 else (1, 0):
+            gc.collect()  # neither way pays for what the other left behind
             dist.barrier()
-            started = time.perf_counter()
-            (first, second)[which]()
+            started, worked = time.perf_counter(), time.thread_time()
+            (first, second)[way]()
+            worked = time.thread_time() - worked
             dist.barrier()
-            seconds[which] = time.perf_counter() - started
+            seconds[way] = (time.perf_counter() - started, worked)
         if number >= 0:
-            found.append((seconds[0], seconds[1]))
-    return Timing(pairs=found)
+            wall.append((seconds[0][0], seconds[1][0]))
+            busy.append((seconds[0][1], seconds[1][1]))
+    return Timing(wall=wall, busy=busy)
 
 
-def time_splits(
-    stage: str, pipeline: int, visual: int, text: int, rows: int, pairs: int, model: ModelConfig = TIMED
-) -> tuple[Timing, float, tuple[int, ...], list[float]]:
-    """(timing of even and balanced split, share of vision in the FLOPs, balanced split, its shares)."""
+class Repeated:
+    """A training stage on one layout that takes the same rows at every step."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        parallel: ParallelConfig,
+        stage: str,
+        groups: Groups,
+        rows: list[PackedRow],
+        steps: int,
+    ) -> None:
+        self.made: Stage = start(parallel, stage, groups, model=model, steps=[rows] * steps, std=0.02)
+        self.numbers: list[tuple[float, float]] = []
+        """Loss and gradient norm of each step."""
+        self._state = TrainState()
+
+    def step(self) -> None:
+        """One optimizer step."""
+        report = train_step(self.made.parts, self._state)
+        self.numbers.append((report.loss, report.grad_norm))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handshake:
+    """megatron-core's exchange of shapes before every message, and announced lengths."""
+
+    timing: Timing
+    different: int
+    """Steps with another loss or norm, and weights with another bit afterwards, on this rank."""
+
+
+def time_handshake(pipeline: int, stage: str, pairs: int) -> Handshake:
+    """Announced lengths (second) over megatron-core's own handshake (first), on rows of 40 to 300 tokens."""
     generator = np.random.default_rng(0)
-    side = int((visual * 4) ** 0.5) // 2 * 2
-    grid = (1, side, side)
-    step = [
-        pack([random_sample(generator, model.language.vocab_size, [grid]), _text(generator, model, text)])
-        for _ in range(rows)
-    ]
-    tokens = sum(len(row.tokens) for row in step)
-    work = Work(
-        tokens=tokens,
-        patches=rows * side * side,
-        token_pairs=sum(int((row.segment_lengths**2).sum()) for row in step),
-        patch_pairs=rows * side**4,
-    )
-    even = ParallelConfig(pipeline=pipeline)
-    split = balanced_split(model, even, STAGES[stage], work)
-    parts = part_flops(model, STAGES[stage], work)
-    with model_parallel(even, pick_device(), seed=0) as groups:
-        made = []
-        for given in (None, split):
-            layout = ParallelConfig(pipeline=pipeline, split=given)
-            made.append(start(layout, stage, groups, model=model, steps=[step] * (pairs + 2)))
-        states = [TrainState(), TrainState()]
-        timing = in_turn(
-            lambda: train_step(made[0].parts, states[0]), lambda: train_step(made[1].parts, states[1]), pairs
-        )
-        for one in made:
-            one.optimizer.close()
-    shares = stage_shares(model, even, STAGES[stage], work, split)
-    print(language_split(model, even), stage_shares(model, even, STAGES[stage], work, language_split(model, even)))
-    return timing, parts["vision"] / sum(parts.values()), split, shares
+    rows = [sized_row(generator, SMALL.language.vocab_size, tokens, [grid]) for tokens, grid in _MIXED]
+    parallel = ParallelConfig(pipeline=pipeline)
+    with model_parallel(parallel, pick_device(), seed=0) as groups:
+        asked, announced = (Repeated(SMALL, parallel, stage, groups, rows, pairs + 1) for _ in range(2))
+        communicator = asked.made.parts.schedule._communicator
+        exchange = P2PCommunicator._communicate_shapes.__get__(communicator)
+        communicator._communicate_shapes = exchange  # type: ignore[method-assign]
+        timing = in_turn(asked.step, announced.step, pairs)
+        weights = [way.made.built.module.parameters() for way in (asked, announced)]
+        different = sum(not torch.equal(one, other) for one, other in zip(*weights, strict=True))
+        different += sum(one != other for one, other in zip(asked.numbers, announced.numbers, strict=True))
+        for way in (asked, announced):
+            way.made.optimizer.close()
+    return Handshake(timing=timing, different=different)
 
 
-def _text(generator: np.random.Generator, model: ModelConfig, tokens: int) -> dict[str, np.ndarray]:
-    sample = random_sample(generator, model.language.vocab_size, [])
-    ids = generator.integers(8, model.language.vocab_size, tokens)
-    targets = np.append(ids[1:], -100)
-    return sample | {"tokens": ids, "targets": targets, "positions": np.tile(np.arange(tokens), (3, 1))}
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """An even split of the language layers, and the balanced one."""
+
+    even: tuple[int, ...]
+    auto: tuple[int, ...]
+    vision: float
+    """Share of the vision tower in the FLOPs of the step."""
+    timing: Timing | None
+    """None where the two are the same."""
+
+
+def time_splits(stage: str, vision: float, pairs: int) -> Splits:
+    """`parallel.split=auto` (second) over an even split (first) on two pipeline stages, where the vision tower has
+    about the given share of the FLOPs."""
+    rows, work = mixture(stage, vision)
+    even = ParallelConfig(pipeline=2)
+    # Looked up at the call: a planted defect replaces it.
+    auto = balance.balanced_split(TIMED, even, STAGES[stage], work)
+    timing = None
+    if auto != language_split(TIMED, even):
+        timing = _in_turn_on(even, ParallelConfig(pipeline=2, split=auto), stage, rows, pairs)
+    return Splits(even=language_split(TIMED, even), auto=auto, vision=vision_share(stage, work), timing=timing)
+
+
+def time_chunks(stage: str, pairs: int) -> Timing:
+    """Interleaved 1F1B at 2 chunks (second) over plain 1F1B (first), two pipeline stages, each with its balanced split
+    of a mixture that is a third vision."""
+    rows, work = mixture(stage, 0.35)
+    layouts = []
+    for chunks in (1, 2):
+        even = ParallelConfig(pipeline=2, chunks=chunks)
+        split = balance.balanced_split(TIMED, even, STAGES[stage], work)
+        layouts.append(ParallelConfig(pipeline=2, chunks=chunks, split=split))
+    return _in_turn_on(*layouts, stage, rows, pairs)
+
+
+def _in_turn_on(first: ParallelConfig, second: ParallelConfig, stage: str, rows: list[PackedRow], pairs: int) -> Timing:
+    with model_parallel(first, pick_device(), seed=0) as groups:
+        ways = [Repeated(TIMED, parallel, stage, groups, rows, pairs + 1) for parallel in (first, second)]
+        timing = in_turn(ways[0].step, ways[1].step, pairs)
+        for way in ways:
+            way.made.optimizer.close()
+    return timing
+
+
+def mixture(stage: str, vision: float) -> tuple[list[PackedRow], Work]:
+    """Rows of one picture and some text each, with pictures of the size that brings the vision tower nearest to the
+    given share of the FLOPs of `stage`."""
+    vocab_size, generator = TIMED.language.vocab_size, np.random.default_rng(0)
+    works = {grid: _work(grid) for grid in _GRIDS}
+    grid = min(_GRIDS, key=lambda grid: abs(vision_share(stage, works[grid]) - vision))
+    rows = [sized_row(generator, vocab_size, grid[1] * grid[2] // 4 + text, [grid]) for text in _TEXTS]
+    return rows, works[grid]
+
+
+def vision_share(stage: str, work: Work) -> float:
+    """Of the vision tower in the FLOPs of a step."""
+    parts = part_flops(TIMED, STAGES[stage], work)
+    return parts["vision"] / sum(parts.values())
+
+
+def _work(grid: tuple[int, int, int]) -> Work:
+
+    return sum((row_work([grid[1] * grid[2] // 4 + text], [grid]) for text in _TEXTS), Work())
