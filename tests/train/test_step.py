@@ -1,32 +1,35 @@
 """Steps that are out of the ordinary, through the real step on real layouts."""
 
 import math
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.config import IGNORE
 from data.types import PackedRow
 from parallel.config import ParallelConfig
+from tests.harness.awkward import AWKWARD, train_awkward, train_awkward_plainly
+from tests.harness.awkward import LAYOUTS as AWKWARD_LAYOUTS
 from tests.harness.compare import assemble, compare
 from tests.harness.layouts import MODEL, STAGES, train_on_layout
-from tests.harness.rows import GRIDS, pack, random_sample, random_step
+from tests.harness.refused import REFUSED
+from tests.harness.rows import random_step
+from tests.harness.runs import write_recipe
+from tests.harness.skipped import (
+    KINDS,
+    empty_rows,
+    look_at_run,
+    skip_a_step,
+    text_recipe,
+    train_on_text,
+    write_text,
+)
 from tests.prove.context import LAYOUTS, Worlds
+from train.resolve import RecipeError, compose
 from train.step import NonFiniteStep
 
 VOCABULARY = MODEL.language.vocab_size
-
-
-def rows(seed: int, *grids: list[Any]) -> list[PackedRow]:
-    """One row of one sample for each list of grids."""
-    generator = np.random.default_rng(seed)
-    return [pack([random_sample(generator, VOCABULARY, row)]) for row in grids]
-
-
-def unsupervised(step: list[PackedRow]) -> list[PackedRow]:
-    return [replace(row, targets=np.full_like(row.targets, IGNORE)) for row in step]
 
 
 def weights(records: list[Any]) -> dict[str, np.ndarray]:
@@ -34,17 +37,9 @@ def weights(records: list[Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("layout", ["one process", "DP2", "PP2"])
-@pytest.mark.parametrize(
-    ("stage", "empty"),
-    [
-        ("stage2", unsupervised(random_step(5, 4, VOCABULARY))),  # nothing is supervised
-        ("stage1", rows(6, [], [], [], [])),  # text alone, which a frozen language model cannot learn from
-    ],
-    ids=["without-targets", "without-pictures"],
-)
-def test_a_step_with_nothing_to_learn_is_as_if_it_had_not_been(
-    layout: str, stage: str, empty: list[PackedRow], worlds: Worlds
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_nothing_to_learn_is_as_if_it_had_not_been(kind: str, layout: str, worlds: Worlds) -> None:
+    stage, empty = KINDS[kind], empty_rows(kind)
     size, parallel = LAYOUTS[layout]
     full = [random_step(1, 4, VOCABULARY), random_step(2, 4, VOCABULARY)]
     without = worlds.run(size, train_on_layout, parallel=parallel, stage=stage, steps=full)
@@ -74,29 +69,64 @@ def test_a_loss_that_is_no_number_stops_every_rank_before_the_update(layout: str
     assert set(said) == {said[0]} and said[0].startswith("step 1: loss is nan")
 
 
-@pytest.mark.parametrize(
-    ("layout", "stage", "steps"),
-    [
-        # Rows go to replicas in turn: replica 1 has no picture in the first step, replica 0 in the second.
-        ("DP2", "stage1", [rows(1, [GRIDS[0]], []), rows(2, [], [GRIDS[2]])]),
-        ("DP2", "stage2", [rows(3, [GRIDS[0]], []), rows(4, [], [])]),
-        ("DP2", "stage3", [rows(5, [], [GRIDS[4]]), unsupervised(rows(6, [GRIDS[0]])) + rows(7, [GRIDS[1]])]),
-        # Fewer microbatches than pipeline stages.
-        ("PP2", "stage1", [rows(8, [GRIDS[0], GRIDS[3]]), rows(9, [GRIDS[1]])]),
-        ("PP2", "stage2", [rows(10, [GRIDS[0]]), rows(11, [])]),
-        # A row shorter than the tensor axis is wide is mostly padding.
-        ("TP2+SP", "stage2", [rows(12, [GRIDS[1]], [])]),
-    ],
-    ids=["dp2-stage1", "dp2-stage2", "dp2-stage3", "pp2-one-row-stage1", "pp2-one-row-stage2", "sp-short-rows"],
+SAMPLE = (
+    ("a microbatch without pictures", "PP2", "stage1"),
+    ("a replica without pictures in the whole step", "DP2", "stage1"),
+    ("a replica without pictures in the whole step", "DP2xTP2+SP", "stage2"),
+    ("a replica without pictures in the whole step", "DP2xPP2", "stage3"),
+    ("no picture in a whole step", "one process", "stage2"),
+    ("no picture in a whole step", "DP2xTP2", "stage2"),
+    ("no picture in a whole step", "PP2 interleaved", "stage3"),
+    ("pictures and clips in one row", "TP2+SP", "stage2"),
+    ("fewer microbatches than pipeline stages", "PP4", "stage1"),
+    ("one microbatch", "PP2", "stage1"),
+    ("one microbatch a replica", "DP2", "stage2"),
+    ("lengths of 5, 37, 700 and 3000 tokens", "DP2xPP2", "stage2"),
+    ("odd lengths under sequence parallelism", "TP4+SP", "stage2"),
+    ("a row whose tokens are all masked", "DP2", "stage1"),
+    ("a row whose tokens are all masked", "PP2", "stage2"),
+    ("301 words on 2 and 4 tensor ranks", "TP2", "stage2"),
+    ("9 words on 4 tensor ranks", "TP4+SP", "stage2"),
 )
-def test_lopsided_steps_agree_with_one_process(
-    layout: str, stage: str, steps: list[list[PackedRow]], worlds: Worlds
-) -> None:
-    size, parallel = LAYOUTS[layout]
-    reference = worlds.run(1, train_on_layout, parallel=ParallelConfig(), stage=stage, steps=steps)
-    records = worlds.run(size, train_on_layout, parallel=parallel, stage=stage, steps=steps)
-    difference = compare(reference, records)
+
+
+@pytest.mark.parametrize(("batch", "layout", "stage"), SAMPLE)
+def test_an_awkward_batch_against_plain_autograd_and_adamw(batch: str, layout: str, stage: str, worlds: Worlds) -> None:
+    size, parallel = AWKWARD_LAYOUTS[layout]
+    plain = worlds.run(1, train_awkward_plainly, batch=batch, stage=stage)
+    records = worlds.run(size, train_awkward, batch=batch, parallel=parallel, stage=stage)
+    difference = compare(plain, records)
     assert difference.largest < 1e-5, difference
+
+
+def test_every_awkward_batch_for_at_most_four_processes_is_tried() -> None:
+    small = {batch for batch, made in AWKWARD.items() if any(AWKWARD_LAYOUTS[name][0] <= 4 for name in made.layouts)}
+    assert {batch for batch, _, _ in SAMPLE} == small
+    assert all(layout in AWKWARD[batch].layouts and stage in AWKWARD[batch].stages for batch, layout, stage in SAMPLE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_nothing_to_learn_changes_no_bit_of_weights_and_state(kind: str, worlds: Worlds) -> None:
+    size, parallel = AWKWARD_LAYOUTS["PP2 interleaved"]
+    for seen in worlds.run(size, skip_a_step, parallel=parallel, kind=kind):
+        assert seen.changed == 0 and seen.looked_at > 20 and seen.wrong == []
+
+
+def test_a_run_in_which_every_step_is_skipped_goes_on_through_its_data(worlds: Worlds, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path, write_text(tmp_path))
+    size, parallel = LAYOUTS["PP2"]
+    worlds.run(size, train_on_text, parallel=parallel, folder=tmp_path, recipe=recipe)
+    seen = look_at_run(tmp_path)
+    assert seen.tensors > 50 and (seen.changed, seen.still, seen.unrecorded) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_layout_cannot_train_is_refused_with_the_numbers(what: str, tmp_path: Path) -> None:
+    processes, overrides, words = REFUSED[what]
+    recipe = write_recipe(tmp_path, tmp_path, "stage2", ParallelConfig(), processes)
+    with pytest.raises(RecipeError) as refused:
+        compose(recipe.name, list(overrides), folder=tmp_path, world_size=processes)
+    assert all(word in str(refused.value) for word in words), refused.value
 
 
 @pytest.mark.parametrize("layout", ["DP2", "TP2+SP", "PP2"])
