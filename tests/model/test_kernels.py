@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from launch.benchmark import kernel_gains
 from model.layers import settle_overlap
 from parallel.config import KernelConfig, ParallelConfig
+from parallel.world import model_parallel, pick_device
 from tests.harness.compare import compare
 from tests.harness.kernels import kernels_in_use, norm_rounding
-from tests.harness.layouts import train_on_layout
+from tests.harness.layouts import MODEL, train_on_layout
 from tests.prove.context import LAYOUTS, Worlds
+from train.resolve import compose
 
 PLAIN = KernelConfig(fused_attention=False, fused_norms=False, fused_adamw=False, overlap_tensor=False)
 
@@ -87,3 +90,20 @@ def test_the_launch_order_is_asked_for_where_messages_are_to_be_hidden(monkeypat
 
 def test_every_switch_is_on_unless_a_recipe_says_otherwise() -> None:
     assert all(getattr(KernelConfig(), field.name) is True for field in fields(KernelConfig))
+
+
+def measured_gains(parallel: ParallelConfig) -> dict[str, dict[str, float]]:
+    """One pair of steps for each switch that changes anything on this rank."""
+    run = compose("quickstart_stage2", ["precision=bf16"])
+    run = replace(run, model=MODEL, parallel=parallel, stage=replace(run.stage, steps=100))
+    with model_parallel(parallel, pick_device(), seed=0) as groups:
+        return kernel_gains(run, groups, tokens_per_row=600, rows=1, pairs=1)
+
+
+def test_the_benchmark_times_the_switches_that_change_anything(worlds: Worlds) -> None:
+    size, parallel = LAYOUTS["TP2"]
+    for gains in worlds.run(size, measured_gains, parallel=parallel):
+        assert list(gains) == ["fused_norms", "fused_adamw", "overlap_tensor"]
+        for gain in gains.values():
+            # Of one pair the median ratio is the ratio of medians.
+            assert gain["plain_over_fused"] == pytest.approx(gain["plain_seconds"] / gain["fused_seconds"])
