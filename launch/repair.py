@@ -58,7 +58,7 @@ def faults(commit: Commit) -> list[Fault]:
         return [Fault(tensor=RECIPE, kind="unreadable", said=str(error))]
     try:
         reader = TensorReader(commit.path)
-    except pickle.UnpicklingError as error:
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
         return [Fault(tensor=".metadata", kind="unreadable", said=str(error))]
     found = [*_names(reader, wanted)]
     sound = set(wanted) - {fault.tensor for fault in found}

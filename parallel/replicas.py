@@ -5,7 +5,7 @@ all-reduce every step, the drift is measured now and then, and the copies are av
 ("offline reduction", arXiv 2409.12191 section 2.3).
 
 Everything is taken relative to tensor rank 0's copy, the one that a checkpoint holds. A plain sum of equal fp32 copies
-would round from three ranks on, and show drift where there is none.
+can round (three of them do, and eight in a ring), and would show drift where there is none.
 """
 
 from collections.abc import Sequence

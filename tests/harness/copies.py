@@ -121,7 +121,7 @@ def watch_drift(parallel: ParallelConfig, stage: str, precision: str) -> Watched
         return answer
 
 
-# --- plain copies on four ranks -----------------------------------------------------------------------------------
+# --- plain copies -----------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -137,9 +137,9 @@ class Copies:
     """As all ranks had it before."""
 
 
-def measure_copies(changes: dict[int, tuple[int, float]], dtype: torch.dtype) -> Copies:
-    """Four tensor ranks with equal copies, of which some have one element changed: {rank: (place, value)}."""
-    with model_parallel(ParallelConfig(tensor=4), pick_device(), seed=0) as groups:
+def measure_copies(ranks: int, changes: dict[int, tuple[int, float]], dtype: torch.dtype) -> Copies:
+    """`ranks` tensor ranks with equal copies, of which some have one element changed: {rank: (place, value)}."""
+    with model_parallel(ParallelConfig(tensor=ranks), pick_device(), seed=0) as groups:
         generator = torch.Generator().manual_seed(0)
         copies = [torch.randn(37, 11, generator=generator).to(dtype), torch.zeros(5, dtype=dtype)]
         first = copies[0].clone()

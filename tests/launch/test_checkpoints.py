@@ -165,6 +165,7 @@ INCURABLE = {
         lambda path: ((path / ".metadata").write_bytes(b"cos\nsystem\n."), reseal(path)),
         ".metadata: os.system has no business",
     ),
+    "empty metadata": (lambda path: ((path / ".metadata").write_bytes(b""), reseal(path)), ".metadata: "),
     "a file that is no archive": (
         lambda path: ((path / "__0_0.distcp").write_bytes(bytes(999_999)), reseal(path)),
         f"{FROZEN}: reading",

@@ -51,15 +51,14 @@ def test_another_layout_reads_what_was_reduced(worlds: Worlds, tmp_path: Path) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_equal_copies_on_four_ranks_have_no_drift_and_are_their_own_mean(dtype: torch.dtype, worlds: Worlds) -> None:
-    """A sum of three equal fp32 numbers rounds: a mean taken of it is another number."""
-    for rank in worlds.run(4, measure_copies, changes={}, dtype=dtype):
+    for rank in worlds.run(4, measure_copies, ranks=4, changes={}, dtype=dtype):
         assert rank.drift == 0.0 and not rank.parted and rank.mean is not None
         assert torch.equal(rank.mean, rank.first.float())
 
 
 @pytest.mark.parametrize("changed", [0, 2])
 def test_one_element_on_one_of_four_ranks_is_seen_by_all(changed: int, worlds: Worlds) -> None:
-    for rank in worlds.run(4, measure_copies, changes={changed: (50, 9.0)}, dtype=torch.float32):
+    for rank in worlds.run(4, measure_copies, ranks=4, changes={changed: (50, 9.0)}, dtype=torch.float32):
         first = rank.first.view(-1)
         other = first.clone()
         other[50] = 9.0
@@ -76,6 +75,6 @@ def test_one_element_on_one_of_four_ranks_is_seen_by_all(changed: int, worlds: W
 def test_a_copy_that_is_not_finite_is_infinitely_far_and_is_not_averaged(
     value: float, changed: int, worlds: Worlds
 ) -> None:
-    for rank in worlds.run(4, measure_copies, changes={changed: (7, value)}, dtype=torch.bfloat16):
+    for rank in worlds.run(4, measure_copies, ranks=4, changes={changed: (7, value)}, dtype=torch.bfloat16):
         assert rank.drift == math.inf and rank.parted and rank.mean is None
         assert rank.refused is not None and "(37, 11)" in rank.refused and "on one of 4 tensor ranks" in rank.refused

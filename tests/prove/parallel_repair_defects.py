@@ -30,7 +30,14 @@ def names_not_looked_at() -> Mend:
     """Verify takes what is stored for what should be."""
     import launch.repair
 
-    return replace_name(launch.repair, "_names", lambda _: lambda reader, wanted: iter(()))
+    def make(_: Any) -> Any:
+        def planted(commit: Any) -> dict[str, tuple[int, ...]]:
+            reader = launch.repair.TensorReader(commit.path)
+            return {name: reader.shape(name) for name in reader.names()}
+
+        return planted
+
+    return replace_name(launch.repair, "_wanted", make)
 
 
 def master_from_weight() -> Mend:
@@ -69,16 +76,18 @@ def weight_cut_off() -> Mend:
 
 def repair_prunes() -> Mend:
     """Repair deletes what it has repaired."""
-    from train import checkpoint, commits
+    import launch.repair
+    from train import commits
 
-    def make(seal: Any) -> Any:
-        def planted(path: Any, digests: Any) -> None:
-            seal(path, digests)
+    def make(rewrite: Any) -> Any:
+        def planted(commit: Any, tensors: Any, note: Any) -> Any:
+            path = rewrite(commit, tensors, note)
             commits.prune(path.parent.parent, 1, path)
+            return path
 
         return planted
 
-    return replace_name(checkpoint.commits, "seal", make)
+    return replace_name(launch.repair, "rewrite_commit", make)
 
 
 def repair_forgets_state() -> Mend:

@@ -92,7 +92,7 @@ def _plain_mean(copy: Any, groups: Any) -> Any:
 
 
 def mean_by_plain_sum() -> Mend:
-    """Copies are summed up as they are: three equal ones round, and a nan goes to all."""
+    """Copies are summed up as they are: equal ones may round, and a nan goes to all."""
     import parallel.replicas
     import tests.harness.copies
 
