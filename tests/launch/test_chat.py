@@ -135,6 +135,7 @@ class Terminal:
         self.pid, self._file = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and so inherited, where tests run in the background
             os.execve(sys.executable, [sys.executable, *command], dict(os.environ, OMP_NUM_THREADS="1", TERM="dumb"))
         self.seen = ""
 
