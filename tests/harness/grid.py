@@ -1,7 +1,7 @@
 """Every layout of up to 8 processes x training stage, and the model and rows that all of them can have."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -89,7 +89,7 @@ def _layouts() -> Iterator[tuple[int, int, int, bool, int]]:
 
 
 def num_rows(parallel: ParallelConfig) -> int:
-    """Rows of a step: 2 or more for each pipeline stage and replica, and where they interleave a multiple of both.
+    """Rows of a step: as many as pipeline stages in each replica or more, and a multiple, as interleaving wants.
 
     Tensor ranks talk in every layer, which is most of the time that 8 processes take on two cores: half the rows do.
     """
@@ -106,9 +106,10 @@ def grid_steps(num_rows: int) -> list[list[PackedRow]]:
     return steps
 
 
-def train_grid(parallel: ParallelConfig, stage: str, num_rows: int) -> Record:
+def train_grid(parallel: ParallelConfig, stage: str, num_rows: int, tied: bool = True) -> Record:
     """The grid's steps on this rank; run it on every rank."""
-    return train_on_layout(parallel, stage, model=GRID, steps=grid_steps(num_rows))
+    model = replace(GRID, language=replace(GRID.language, tie_embeddings=tied))
+    return train_on_layout(parallel, stage, model=model, steps=grid_steps(num_rows))
 
 
 def train_grid_plainly(stage: str, num_rows: int) -> Record:

@@ -19,6 +19,20 @@ PRODUCTS = (
 )
 """Data x tensor x pipeline."""
 WORDS = ("none", "selective", "full")
+BESIDE = {
+    "untied": (
+        (2, ParallelConfig(pipeline=2, chunks=2)),
+        (4, ParallelConfig(tensor=2)),
+        (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True)),
+        (4, ParallelConfig(tensor=4, sequence_parallel=True)),
+    ),
+    "split by hand": (
+        (2, ParallelConfig(pipeline=2, split=(1, 7))),
+        (2, ParallelConfig(pipeline=2, chunks=2, split=(1, 3, 2, 2))),
+        (4, ParallelConfig(pipeline=4, split=(1, 2, 3, 2))),
+    ),
+}
+"""What the issue does not name: an embedding and a head apart, as the 7B has them, and layers shared out unevenly."""
 NAME = re.compile(r"DP(\d)xTP(\d)xPP(\d)(\+SP)?( interleaved)? (stage\d) vision (\w+) language (\w+)")
 
 
@@ -27,6 +41,9 @@ def cases() -> dict[str, Case]:
     cells = all_cells()
     found = {"grid/complete": _complete(), "grid/recompute": _recompute()}
     found |= {f"grid/plain/{stage}": _plain(stage) for stage in ("stage1", "stage2", "stage3")}
+    for kind, layouts in BESIDE.items():
+        beside = [GridCell(world_size=size, parallel=parallel, stage="stage2") for size, parallel in layouts]
+        found |= {f"grid/{kind}/{cell.layout}": _beside(kind, cell) for cell in beside}
     return found | {f"grid/{cell.layout}/{cell.stage}": _cell(cell) for cell in cells}
 
 
@@ -39,6 +56,21 @@ def _cell(cell: GridCell) -> Case:
         return [Cell(name=cell.name, measured=difference.largest, limit=LIMIT, unit="relative")]
 
     return Case(item=1, names=(cell.name,), run=run)
+
+
+def _beside(kind: str, cell: GridCell) -> Case:
+    split = f" {list(cell.parallel.split)}" if isinstance(cell.parallel.split, tuple) else ""
+    name = f"beside, {kind}{split}: {cell.layout} {cell.stage}"
+
+    def run(context: Context) -> list[Cell]:
+        tied = kind != "untied"
+        alone = context.once(1, train_grid, parallel=ParallelConfig(), stage=cell.stage, num_rows=4, tied=tied)
+        records = context.run(
+            cell.world_size, train_grid, parallel=cell.parallel, stage=cell.stage, num_rows=4, tied=tied
+        )
+        return [Cell(name=name, measured=compare(alone, records).largest, limit=LIMIT, unit="relative")]
+
+    return Case(item=1, names=(name,), run=run)
 
 
 def _rows() -> list[str]:
