@@ -100,19 +100,14 @@ def repair(where: str | Path) -> tuple[Path | None, list[str]]:
     def make(name: str) -> Tensor:
         return _master_as_weight(reader, name) if name in mended else reader.read(name)
 
-    entry = {"from": attempt.path.name, "tensors": {fault.tensor: fault.said for fault in found}}
+    entry = {"from": attempt.path.name, "found": [fault.line for fault in found]}
     try:
         path = rewrite_commit(commit, make, {"repaired": [*commit.state.get("repaired", []), entry]})
     except CheckpointError as error:
-        raise ValueError(
-            f"the repair of {attempt.path.name} was not finished and counts for nothing: {error}"
-        ) from error
-    lines = [f"  {fault.line}" for fault in found]
-    return path, [
-        f"{attempt.path.name}  {len(mended)} weight(s) made their fp32 masters again",
-        *lines,
-        f"wrote {path}",
-    ]
+        name = attempt.path.name
+        raise ValueError(f"the repair of {name} was not finished and counts for nothing: {error}") from error
+    done = f"{attempt.path.name}  {len(mended)} weight(s) made their fp32 masters again"
+    return path, [done, *(f"  {fault.line}" for fault in found), f"wrote {path}"]
 
 
 def _wanted(commit: Commit) -> dict[str, tuple[int, ...]]:

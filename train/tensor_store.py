@@ -79,6 +79,8 @@ def _plain_errors(what: str) -> Iterator[None]:
         try:
             yield
         except CheckpointException as error:
+            if not dist.is_initialized() and not isinstance(error.failures[0][0], Exception):
+                raise error.failures[0][0] from error  # Ctrl-C, which DCP takes for a failure like any other
             reasons = "; ".join(f"rank {rank}: {failure[0]!r}" for rank, failure in sorted(error.failures.items()))
             raise CheckpointError(f"{what} failed on {reasons}") from error
 

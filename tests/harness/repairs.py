@@ -142,7 +142,8 @@ def repaired(run_dir: Path, target: Path) -> Repaired:
     assert new is not None
     was, now = open_commit(whole), open_commit(new)
     kept = [key for key in was.state if key != "saved_at"]
-    notes = now.state.get("repaired") or [{"from": None, "tensors": {}}]
+    note = (now.state.get("repaired") or [{"from": None, "found": []}])[-1]
+    named = {line.split(":")[0] for line in note["found"]}
     return Repaired(
         tensors=_tensors_apart(whole, new),
         state=sum(was.state[key] != now.state.get(key) for key in kept) + (was.recipe != now.recipe),
@@ -151,7 +152,7 @@ def repaired(run_dir: Path, target: Path) -> Repaired:
             + len(others - {attempt.path for attempt in commits.attempts(target)})
         ),
         passed_over=int(find_commit(target).path != new),
-        unnoted=sum(damage.tensor not in notes[-1]["tensors"] for damage in MENDED) + (notes[-1]["from"] != path.name),
+        unnoted=sum(damage.tensor not in named for damage in MENDED) + (note["from"] != path.name),
         left=len(faults(now)),
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from launch.cli import main
 from launch.repair import faults, repair
 from tests.harness.damaged import COUNTERS, change_values, forget, reseal, save_trained, store_under
 from tests.launch.test_cli import end
@@ -102,7 +103,8 @@ def test_weights_become_their_masters_again(run_dir: Path, capsys: pytest.Captur
     assert repaired != path and find_commit(run_dir).path == repaired and f"wrote {repaired}" in told
     assert same(everything(repaired), whole)
     note = open_commit(repaired).state
-    assert note["repaired"][0]["from"] == path.name and set(note["repaired"][0]["tensors"]) == {WEIGHT, NORM}
+    (entry,) = note["repaired"]
+    assert entry["from"] == path.name and {line.split(":")[0] for line in entry["found"]} == {WEIGHT, NORM}
     assert {key: note[key] for key in state if key != "saved_at"} == {
         key: value for key, value in state.items() if key != "saved_at"
     }
@@ -248,6 +250,17 @@ def test_a_repair_that_stops_at_any_file_counts_for_nothing(run_dir: Path, monke
     seen["stop at"] = math.inf
     path, _ = repair(run_dir)
     assert path is not None and find_commit(run_dir).path == path and not faults(open_commit(path))
+
+
+def test_an_interrupted_verify_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DCP takes Ctrl-C for a tensor that cannot be read, and the next one would be looked at."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["checkpoint", "verify", str(run_dir)])
 
 
 def test_fp32_weights_are_held_to_every_bit(made: RunConfig, tmp_path: Path) -> None:
