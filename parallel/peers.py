@@ -80,13 +80,15 @@ class Peers:
             if done:
                 self.done.add(rank)
 
-    def meet_neighbours(self) -> None:
-        """Map the boards of the ranks on this host, while they live."""
+    def meet_neighbours(self) -> bool:
+        """Map the boards of the ranks on this host, while they live; whether all have been met that can be."""
         first = self.rank - int(os.environ.get("LOCAL_RANK", "0"))
         here = range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         wanted = set(here) - {self.rank, *self._neighbours}
-        if wanted and Path("/proc/self/stat").exists():
-            self._neighbours |= {rank: Neighbour(*told) for rank, told in self._read("hello", wanted).items()}
+        if not wanted or not Path("/proc/self/stat").exists():
+            return True
+        self._neighbours |= {rank: Neighbour(*told) for rank, told in self._read("hello", wanted).items()}
+        return wanted <= self._neighbours.keys()
 
     def neighbours(self) -> dict[int, tuple[State, Place | None]]:
         """State and place of each rank of this host that could be met."""

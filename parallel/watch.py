@@ -59,6 +59,7 @@ class Watch:
         self.names: Names | None = None
         """How to name samples, once there is a plan."""
         self._over = threading.Event()
+        self._met = threading.Event()
         self._to_post: list[Post] = []
         self._traceback: str | None = None
         self._signal = 0
@@ -94,7 +95,12 @@ class Watch:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell of errors before the process groups are left, which other ranks would take for this one's death."""
+        """Tell of errors before the process groups are left, which other ranks would take for this one's death.
+
+        Enter it when all ranks have joined: it lets nothing begin before this rank can see where its neighbours are.
+        """
+        self._ring()
+        self._met.wait(self._timeout)
         try:
             yield
         except BaseException as error:
@@ -136,7 +142,8 @@ class Watch:
         try:
             while not self._over.is_set():
                 self._peers.beat(self.board.read())
-                self._peers.meet_neighbours()
+                if self._peers.meet_neighbours():
+                    self._met.set()
                 self._notice()
                 self._tell()
                 if self._peers.posts():
