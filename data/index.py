@@ -31,7 +31,7 @@ def build_index(folder: str | Path, tokenizer: Tokenizer, progress: Progress | N
     FormatError for anything else that breaks docs/data_format.md, with shard and key.
     """
     store = open_store(folder)
-    names = store.list(".tar")
+    names = [stored.name for stored in store.list(".tar")]
     if not names:
         raise FormatError(f"no .tar shards in {folder}")
     columns = _Columns(tokenizer=tokenizer)

@@ -110,13 +110,14 @@ class Index:
             wrong.append(f"its tokenizer has digest {self.meta['tokenizer']}, this one {tokenizer.digest}")
         if self.meta["template"] != TEMPLATE_DIGEST:
             wrong.append(f"its chat template has digest {self.meta['template']}, this code's {TEMPLATE_DIGEST}")
-        present = set(self.store.list(".tar"))
+        present = {stored.name: stored.size for stored in self.store.list(".tar")}
         for shard in self.shards:
             if shard.name not in present:
                 wrong.append(f"shard {shard.name} is gone")
-            elif (size := self.store.size(shard.name)) != shard.size:
-                wrong.append(f"shard {shard.name} has {size} bytes, was indexed with {shard.size}")
-        wrong.extend(f"shard {name} is not in the index" for name in sorted(present - {s.name for s in self.shards}))
+            elif present[shard.name] != shard.size:
+                wrong.append(f"shard {shard.name} has {present[shard.name]} bytes, was indexed with {shard.size}")
+        known = {shard.name for shard in self.shards}
+        wrong.extend(f"shard {name} is not in the index" for name in sorted(present.keys() - known))
         if wrong:
             shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
             raise MismatchError(f"index does not fit: {shown}. Build it again with `triptych index`")

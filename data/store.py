@@ -1,23 +1,38 @@
 """Where shards lie. One small interface; only a local (or mounted) directory for now."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredObject:
+    """What a store tells of an object without reading it."""
+
+    name: str
+    size: int
+    """Bytes."""
+    etag: str | None = None
+    """Changes with the content; None where the store knows nothing of the kind."""
 
 
 class ShardStore(Protocol):
     """Read-only access to the objects under one place. Names are relative, with `/` between folders."""
 
-    def list(self, suffix: str) -> list[str]:
-        """Names that end in `suffix`, sorted."""
+    def list(self, suffix: str) -> list[StoredObject]:
+        """Objects whose names end in `suffix`, sorted by name."""
         ...
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises FileNotFoundError."""
         ...
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer only at the end of the object."""
+    def read_range(self, name: str, offset: int, length: int, etag: str | None = None) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end of the object.
+
+        Raises ShardFault if the object has another etag than the one given.
+        """
         ...
 
 
@@ -29,17 +44,19 @@ class LocalStore:
         if not self.folder.is_dir():
             raise ValueError(f"no folder {self.folder}; make the data first or correct the path of the source")
 
-    def list(self, suffix: str) -> list[str]:
-        """Names of the files in this folder itself, sorted; folders below (such as index/) are not entered."""
+    def list(self, suffix: str) -> list[StoredObject]:
+        """Files in this folder itself, sorted by name; folders below (such as index/) are not entered."""
         with os.scandir(self.folder) as entries:
-            return sorted(entry.name for entry in entries if entry.name.endswith(suffix) and entry.is_file())
+            files = [entry for entry in entries if entry.name.endswith(suffix) and entry.is_file()]
+            found = [StoredObject(name=entry.name, size=entry.stat().st_size) for entry in files]
+        return sorted(found, key=lambda each: each.name)
 
     def size(self, name: str) -> int:
         """Bytes of the file."""
         return (self.folder / name).stat().st_size
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes of the file."""
+    def read_range(self, name: str, offset: int, length: int, etag: str | None = None) -> bytes:
+        """Bytes of the file. A file has no etag, so none is looked at."""
         descriptor = os.open(self.folder / name, os.O_RDONLY)
         try:
             parts = []

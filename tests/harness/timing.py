@@ -4,13 +4,15 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
+from data.plan import StepPlan
 from data.types import PackedRow
 from model import balance
 from model.config import LanguageConfig, ModelConfig, VisionConfig
@@ -21,6 +23,7 @@ from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import STAGES, Stage, start
 from tests.harness.rows import sized_row
+from train.batches import Announced, Batches
 from train.state import TrainState
 from train.step import train_step
 
@@ -101,6 +104,16 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: in
     return Timing(wall=wall, busy=busy)
 
 
+class Known:
+    """Stands in for a data path by which every rank has read its rows by itself: nothing is announced in a step."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._step = batches.next()
+
+    def next(self) -> tuple[StepPlan, Announced]:
+        return self._step
+
+
 class Repeated:
     """A training stage on one layout that takes the same rows at every step."""
 
@@ -112,21 +125,25 @@ class Repeated:
         groups: Groups,
         rows: list[PackedRow],
         steps: int,
+        known: bool = False,
     ) -> None:
         self.made: Stage = start(parallel, stage, groups, model=model, steps=[rows] * steps, std=0.02)
+        batches = self.made.parts.batches
+        self._parts = replace(self.made.parts, batches=cast(Batches, Known(batches)) if known else batches)
         self.numbers: list[tuple[float, float]] = []
         """Loss and gradient norm of each step."""
         self._state = TrainState()
 
     def step(self) -> None:
         """One optimizer step."""
-        report = train_step(self.made.parts, self._state)
+        report = train_step(self._parts, self._state)
         self.numbers.append((report.loss, report.grad_norm))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handshake:
-    """megatron-core's exchange of shapes before every message, and announced lengths."""
+    """megatron-core's exchange of shapes before every message, between ranks that have read all rows by themselves,
+    and announced lengths."""
 
     timing: Timing
     different: int
@@ -139,7 +156,9 @@ def time_handshake(pipeline: int, stage: str, pairs: int) -> Handshake:
     rows = [sized_row(generator, SMALL.language.vocab_size, tokens, [grid]) for tokens, grid in _MIXED]
     parallel = ParallelConfig(pipeline=pipeline)
     with model_parallel(parallel, pick_device(), seed=0) as groups:
-        asked, announced = (Repeated(SMALL, parallel, stage, groups, rows, pairs + 1) for _ in range(2))
+        asked, announced = (
+            Repeated(SMALL, parallel, stage, groups, rows, pairs + 1, known=known) for known in (True, False)
+        )
         communicator = asked.made.parts.schedule._communicator
         exchange = P2PCommunicator._communicate_shapes.__get__(communicator)
         communicator._communicate_shapes = exchange  # type: ignore[method-assign]
@@ -215,5 +234,4 @@ def vision_share(stage: str, work: Work) -> float:
 
 
 def _work(grid: tuple[int, int, int]) -> Work:
-
     return sum((row_work([grid[1] * grid[2] // 4 + text], [grid]) for text in _TEXTS), Work())

@@ -62,20 +62,33 @@ def _rows(case: Case, context: Context) -> list[Row]:
 
 
 def prove_plants(proof: str, cases: dict[str, Case], names: list[str]) -> bool:
-    """Whether the proof fails with each plant, as it must."""
+    """Whether the proof fails with each plant, as it must, and by what it measures unless the plant `ends` a case."""
     worlds = Worlds()
     blind = []
     for name in names:
         print(f"\nplanted: {name}", flush=True)
         started = time.monotonic()
         chosen = {key: cases[key] for key in PLANTS[name].cases}
-        passed = prove(chosen, Ledger(f"{proof}.{name}"), worlds, name)
-        verdict = "PASSES, so the proof is blind to it" if passed else "fails, as it must"
-        print(f"{name}: the proof {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
-        blind += [name] if passed else []
+        ledger = Ledger(f"{proof}.{name}")
+        prove(chosen, ledger, worlds, name)
+        verdict = _of_plant([row for rows in ledger.rows.values() for row in rows], PLANTS[name].ends)
+        print(f"{name}: {verdict or 'the proof fails, as it must'} ({time.monotonic() - started:.0f} s)", flush=True)
+        blind += [name] if verdict else []
     worlds.close()
     print(f"\n{len(names) - len(blind)} of {len(names)} plants are noticed" + (f"; not: {blind}" if blind else ""))
     return not blind
+
+
+def _of_plant(rows: list[Row], ends: bool) -> str | None:
+    """What is wrong with the rows of a planted proof; None if they show the plant."""
+    failed = [row for row in rows if not row.ok]
+    if not failed:
+        return "the proof PASSES, so it is blind to it"
+    missing = [row for row in failed if row.measured is None]
+    if ends:
+        return None if missing else "no case ENDS, as the plant says"
+    # What breaks the harness breaks it for any reason.
+    return "a case ENDS without a measurement, which shows nothing" if len(missing) == len(failed) else None
 
 
 def main(proof: str, make_cases: Callable[[], dict[str, Case]]) -> None:

@@ -32,6 +32,8 @@ class Plant:
     cases: tuple[str, ...]
     """Cases of its proof to run with it; at least one has to fail."""
     proof: str = "core"
+    ends: bool = False
+    """It makes a case raise or hang, and that is how it shows."""
 
 
 PLANTS = {
