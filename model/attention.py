@@ -3,6 +3,7 @@
 Shapes: T tokens of a row, N heads on this rank, K key/value heads on this rank, D head size.
 """
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass, field
@@ -17,20 +18,20 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from model.rotary import Turn
+
 # torch 2.12 takes grouped key/value heads as they are; 2.11 wants them repeated.
 _FUSED_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass
 class Segments(PackedSeqParams):
-    """Segment lengths of a packed row. A segment is a sample for the language model, a frame for the vision tower.
-
-    `qkv_format` is deliberately not "thd": megatron-core would then apply rotary positions segment by segment, with a
-    device synchronisation each, while our rotary values already cover the whole row.
-    """
+    """Segment lengths of a packed row. A segment is a sample for the language model, a frame for the vision tower."""
 
     lengths: tuple[int, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    turn: Turn | None = None
+    """Rotary positions of the row's places, which depend on the tower."""
 
     def __post_init__(self) -> None:
         self.qkv_format = "packed"
@@ -41,6 +42,12 @@ class Segments(PackedSeqParams):
         self.starts = starts
         self._boundaries: Tensor | None = None
         self._batches: tuple[list[tuple[int, int]], Tensor | None, Tensor | None] | None = None
+
+    def turned(self, turn: Turn) -> "Segments":
+        """The same segments with rotary positions."""
+        with_turn = copy.copy(self)
+        with_turn.turn = turn
+        return with_turn
 
     @property
     def boundaries(self) -> Tensor:
@@ -108,6 +115,8 @@ class PackedAttention(torch.nn.Module):
         """query (T, 1, N, D), key and value (T, 1, K, D) -> (T, 1, N * D)."""
         assert packed_seq_params is not None and attention_bias is None
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        if (turn := packed_seq_params.turn) is not None:
+            query, key = turn(query), turn(key)
         if self.fused and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
             mixed = self._fused(query, key, value, packed_seq_params)
         else:

@@ -1,4 +1,4 @@
-"""The Qwen2 decoder: megatron-core's GPTModel with M-RoPE and packed attention.
+"""The Qwen2 decoder: megatron-core's GPTModel with our rotary positions and packed attention.
 
 Shapes: T tokens of a row, H width, V vocabulary (padded to a multiple of the tensor axis).
 """
@@ -46,8 +46,7 @@ class LanguageModel(GPTModel):
             pre_process=groups.is_first_pipeline_stage and chunk == 0,
             post_process=groups.is_last_pipeline_stage and chunk == parallel.chunks - 1,
             share_embeddings_and_output_weights=config.tie_embeddings,
-            position_embedding_type="mrope",
-            rotary_base=config.rope_theta,
+            position_embedding_type="none",  # positions come with the segments: model/rotary.py
             # Visual tokens are put in before the row is split over the tensor axis.
             scatter_embedding_sequence_parallel=False,
             pg_collection=groups.megatron,
@@ -91,7 +90,6 @@ def language_transformer_config(
         activation_func=F.silu,
         normalization="RMSNorm",
         layernorm_epsilon=config.rms_norm_eps,
-        mrope_section=list(config.mrope_section),
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.chunks if parallel.chunks > 1 else None,
         pipeline_model_parallel_layout=layer_layout(split) if groups.pp_size > 1 else None,

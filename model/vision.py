@@ -22,6 +22,7 @@ from model.layers import (
     settle_overlap,
     shared_settings,
 )
+from model.rotary import Turn
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 
@@ -70,15 +71,16 @@ class VisionTower(torch.nn.Module):
             # Only sequence parallelism needs padding; the padded rows are a frame of their own and are cut off again.
             padding = -num_patches % self.groups.tp_size if self.sequence_parallel else 0
             hidden = F.pad(self.patch_embed(patches), (0, 0, 0, padding)).unsqueeze(1)
-            rotary = F.pad(self.rotary(grids), (0, 0, 0, padding))[:, None, None, :]
+            angles = F.pad(self.rotary(grids), (0, 0, 0, padding))
             lengths = frame_lengths(grids) + ([padding] if padding else [])
             if self.sequence_parallel:
                 hidden = scatter_to_sequence_parallel_region(hidden, group=self.groups.tp)
             hidden = self.blocks(
                 hidden,
                 attention_mask=None,
-                rotary_pos_emb=rotary,
-                packed_seq_params=Segments(lengths=tuple(lengths), device=hidden.device),
+                packed_seq_params=Segments(
+                    lengths=tuple(lengths), device=hidden.device, turn=Turn.by(angles, hidden.dtype)
+                ),
             )
             if self.sequence_parallel:
                 # The merger is replicated, so each rank already holds the whole gradient: backward takes its slice.
@@ -88,7 +90,7 @@ class VisionTower(torch.nn.Module):
             return hidden[:num_patches, 0]
 
     def rotary(self, grids: list[Grid]) -> Tensor:
-        """Rotary angles of every patch, float32 (P, head_dim): row angles, column angles, then both again."""
+        """Rotary angles of every patch, float32 (P, head_dim / 2): those of its row, then those of its column."""
         quarter = self.config.head_dim // 4
         inverse_frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
         cache: dict[tuple[int, int], Tensor] = {}
@@ -96,8 +98,7 @@ class VisionTower(torch.nn.Module):
         for frames, rows, columns in grids:
             if (rows, columns) not in cache:
                 places = merge_block_places(rows, columns, self.config.spatial_merge_size)
-                angles = (places[:, :, None] * inverse_frequency).flatten(1)
-                cache[rows, columns] = torch.cat((angles, angles), dim=-1)
+                cache[rows, columns] = (places[:, :, None] * inverse_frequency).flatten(1)
             pieces.append(cache[rows, columns].repeat(frames, 1))
         return torch.cat(pieces).to(self.groups.device, non_blocking=True)
 

@@ -15,6 +15,7 @@ from model.attention import Segments
 from model.config import ModelConfig
 from model.language import LanguageModel
 from model.placement import language_split
+from model.rotary import Turn, mrope_angles
 from model.vision import Grid, Merger, VisionTower
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
@@ -70,13 +71,15 @@ class ModelChunk(torch.nn.Module):
 
     def forward(self, row: Row, with_loss: bool = True) -> Tensor:
         """Hidden states (T, 1, H) for the next stage; on the last stage token losses (1, T), or logits (1, T, V)."""
+        sizes = self.language.sizes
+        angles = mrope_angles(row.positions, sizes.rope_theta, sizes.mrope_section)
         return self.language(
             input_ids=None,
-            position_ids=row.positions,
+            position_ids=None,
             attention_mask=None,
             decoder_input=self.embed(row) if self.has_input else None,
             labels=row.targets if with_loss else None,
-            packed_seq_params=row.segments,
+            packed_seq_params=row.segments.turned(Turn.by(angles, self.config.params_dtype)),
         )
 
     def embed(self, row: Row) -> Tensor:

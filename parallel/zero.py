@@ -246,7 +246,8 @@ class ZeroOptimizer:
             gradients = self._zero.fp32_groups_gradients_flat
         else:
             gradients = [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf)))
+        # A sum with inf or nan in it is neither; of finite gradients it overflows no sooner than their norm does.
+        return bool(torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()))
 
     def _flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_groups_flat_partition if self._bf16 else self._zero.single_partition_of_fp32_groups

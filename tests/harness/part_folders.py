@@ -224,12 +224,7 @@ def _layer_difference(tower: VisionTower, clip: Any) -> float:
     hidden = torch.randn(24, 1, TOWER.embed_dim, generator=torch.Generator().manual_seed(3))
     ours: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _, __, out: ours.append(out[0])) for layer in tower.blocks.layers]
-    tower.blocks(
-        hidden,
-        attention_mask=None,
-        rotary_pos_emb=torch.zeros(24, 1, 1, TOWER.head_dim),
-        packed_seq_params=Segments(lengths=(24,)),
-    )
+    tower.blocks(hidden, attention_mask=None, packed_seq_params=Segments(lengths=(24,)))
     for hook in hooks:
         hook.remove()
     worst, state = 0.0, hidden.transpose(0, 1)

@@ -9,11 +9,11 @@ from tests.harness.timing import Handshake, Splits, Timing, busiest_ratio, time_
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
 
-PAIRS = 15
+PAIRS = 11
 SHORT_PAIRS = 31
 """Where a step takes a fifth of a second."""
 STAGES = ("stage1", "stage2", "stage3")
-SHARES = ((0.15, 1.00), (0.35, 0.90), (0.60, 0.90))
+SHARES = ((0.15, 1.00), (0.35, 0.90), (0.50, 0.90))
 """Vision tower's share of the FLOPs, about, and what a step may take of an even split's."""
 RACES = {
     # Samples in a padded batch of theirs, rows of ours, limit.
