@@ -159,7 +159,8 @@ def _settled(run: RunConfig, row: PackedRow) -> ParallelConfig:
     """The layout with a split that fits the rows that are timed, where the recipe says auto."""
     if run.parallel.split != "auto" or run.parallel.pipeline == 1:
         return replace(run.parallel, split=None) if run.parallel.split == "auto" else run.parallel
-    work = row_work(row.segment_lengths.tolist(), [(t, h, w) for t, h, w in row.grids.tolist()])
+    grids = [(t, h, w) for t, h, w in row.grids.tolist()]
+    work = row_work(row.segment_lengths.tolist(), grids, int((row.targets >= 0).sum()))
     return replace(run.parallel, split=balanced_split(run.model, run.parallel, run.stage.trainable, work))
 
 

@@ -28,13 +28,18 @@ class Work:
     """Of `tokens`, those in rows without a picture: no gradient goes through them to what lies below the decoder."""
     blind_pairs: int = 0
     """Of `token_pairs`, likewise."""
+    targets: int = 0
+    """Supervised tokens: places that get logits."""
+    blind_targets: int = 0
+    """Of `targets`, likewise."""
 
     def __add__(self, other: "Work") -> "Work":
         return Work(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
-def row_work(segments: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Work:
-    """Of one row: lengths of its samples, and (time, rows, columns) in patches of its pictures and clips."""
+def row_work(segments: Sequence[int], grids: Sequence[tuple[int, int, int]], targets: int) -> Work:
+    """Of one row: lengths of its samples, (time, rows, columns) in patches of its pictures and clips, and how many of
+    its tokens are supervised."""
     tokens, pairs = sum(segments), sum(length**2 for length in segments)
     return Work(
         tokens=tokens,
@@ -43,6 +48,8 @@ def row_work(segments: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> 
         patch_pairs=sum(time * (height * width) ** 2 for time, height, width in grids),
         blind_tokens=0 if grids else tokens,
         blind_pairs=0 if grids else pairs,
+        targets=targets,
+        blind_targets=0 if grids else targets,
     )
 
 
@@ -55,9 +62,9 @@ def decoder_flops(config: LanguageConfig, tokens: int, token_pairs: int) -> tupl
     return 2 * tokens * config.num_layers * matrices, attention
 
 
-def head_flops(config: LanguageConfig, tokens: int) -> int:
+def head_flops(config: LanguageConfig, targets: int) -> int:
     """Forward FLOPs of the matrix that gives logits."""
-    return 2 * tokens * config.hidden_size * config.vocab_size
+    return 2 * targets * config.hidden_size * config.vocab_size
 
 
 def vision_flops(config: VisionConfig, patches: int, patch_pairs: int) -> tuple[int, int, int]:
@@ -94,17 +101,16 @@ def part_flops(
     below, language_learns = vision_learns or merger_learns, "language" in trainable
     parts = {"layers": 0, "head": 0}
     again = _passes_again(recompute.language)
-    for tokens, pairs, passed in (
-        (work.tokens - work.blind_tokens, work.token_pairs - work.blind_pairs, below),
-        (work.blind_tokens, work.blind_pairs, False),
-    ):
+    seen = work.tokens - work.blind_tokens, work.token_pairs - work.blind_pairs, work.targets - work.blind_targets
+    blind = work.blind_tokens, work.blind_pairs, work.blind_targets
+    for (tokens, pairs, targets), passed in ((seen, below), (blind, False)):
         passes = 3 if language_learns else 2 if passed else 1
         matrices, attention = decoder_flops(config.language, tokens, pairs)
         if passes == 1:
             parts["layers"] += matrices + attention
         else:
             parts["layers"] += matrices * (passes + again[0]) + attention * (3 + again[1])
-        parts["head"] += head_flops(config.language, tokens) * passes
+        parts["head"] += head_flops(config.language, targets) * passes
     if config.vision is not None:
         embedding, matrices, attention = vision_flops(config.vision, work.patches, work.patch_pairs)
         if vision_learns:

@@ -1,15 +1,17 @@
 """The Qwen2 decoder: megatron-core's GPTModel with our rotary positions and packed attention.
 
-Shapes: T tokens of a row, H width, V vocabulary (padded to a multiple of the tensor axis).
+Shapes: T tokens of a row, S supervised ones, H width, V vocabulary (padded to a multiple of the tensor axis).
 """
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from model.attention import Segments
 from model.config import LanguageConfig
 from model.layers import PlainRMSNorm, RMSNorm, layer_spec, settle_overlap, shared_settings
 from parallel.config import ParallelConfig
@@ -52,6 +54,9 @@ class LanguageModel(GPTModel):
             pg_collection=groups.megatron,
             vp_stage=chunk if parallel.chunks > 1 else None,
         )
+        if self.post_process and self.config.sequence_parallel:
+            self.output_layer.sequence_parallel = False  # `_head` has gathered already, and reduces in backward
+            self.output_layer.disable_grad_reduce = True
         settle_overlap(self, parallel, groups.device)
         num_real = config.vocab_size - groups.tp_rank * (padded_vocab(config, groups.tp_size) // groups.tp_size)
         self.num_real_logits = max(0, num_real)
@@ -62,8 +67,36 @@ class LanguageModel(GPTModel):
         megatron-core's own version moves the weight with `.cuda()` and all-reduces it inside the constructor.
         """
 
+    def forward(self, decoder_input: Tensor | None, segments: Segments) -> Tensor:
+        """Embedded row (T, 1, H), None where a previous pipeline stage sends it -> hidden states (T, 1, H).
+
+        Both are split over the tensor axis under sequence parallelism.
+        """
+        return self.decoder(hidden_states=decoder_input, attention_mask=None, packed_seq_params=segments)
+
+    def losses(self, hidden: Tensor, supervised: Tensor, targets: Tensor) -> Tensor:
+        """Hidden states (T, 1, H), places (S,), next tokens (1, S) -> loss of each of them, float32 (1, S).
+
+        No other place gets logits: pictures and questions are most of a row, and a row of logits is as wide as the
+        vocabulary.
+        """
+        return self.compute_language_model_loss(targets, self._head(hidden, supervised))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (T, 1, H) -> (1, T, V / tensor)."""
+        return self._head(hidden).transpose(0, 1)
+
+    def _head(self, hidden: Tensor, places: Tensor | None = None) -> Tensor:
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.pg_collection.tp)
+        if places is not None:
+            hidden = hidden.index_select(0, places)
+        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden, weight=tied)
+        return logits
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """labels (1, T), logits (T, 1, V / tensor) -> loss of each token, float32 (1, T).
+        """labels (1, S), logits (S, 1, V / tensor) -> loss of each token, float32 (1, S).
 
         Rows that only pad the vocabulary cannot be predicted.
         """

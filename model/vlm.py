@@ -1,6 +1,6 @@
 """One pipeline stage of the vision-language model, in one or more chunks. Parts that live elsewhere are None.
 
-Shapes: T tokens of a row, P patches, V visual tokens, H width.
+Shapes: T tokens of a row, S supervised ones, P patches, V visual tokens, H width.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,10 @@ class Row:
 
     tokens: Tensor
     """int64 (1, T)"""
+    supervised: Tensor
+    """int64 (S,), places of the row whose next token is to be learnt; one that is not stands in where there is none"""
     targets: Tensor
-    """int64 (1, T), next token where supervised, a negative number elsewhere"""
+    """int64 (1, S), those next tokens; negative for a place that stands in"""
     positions: Tensor
     """int64 (3, 1, T), temporal, height and width position (M-RoPE)"""
     segments: Segments
@@ -70,17 +72,14 @@ class ModelChunk(torch.nn.Module):
         self.language.set_input_tensor(input_tensor)
 
     def forward(self, row: Row, with_loss: bool = True) -> Tensor:
-        """Hidden states (T, 1, H) for the next stage; on the last stage token losses (1, T), or logits (1, T, V)."""
+        """Hidden states (T, 1, H) for the next stage; on the last stage token losses (1, S), or logits (1, T, V)."""
         sizes = self.language.sizes
         angles = mrope_angles(row.positions, sizes.rope_theta, sizes.mrope_section)
-        return self.language(
-            input_ids=None,
-            position_ids=None,
-            attention_mask=None,
-            decoder_input=self.embed(row) if self.has_input else None,
-            labels=row.targets if with_loss else None,
-            packed_seq_params=row.segments.turned(Turn.by(angles, self.config.params_dtype)),
-        )
+        segments = row.segments.turned(Turn.by(angles, self.config.params_dtype))
+        hidden = self.language(self.embed(row) if self.has_input else None, segments)
+        if not self.language.post_process:
+            return hidden
+        return self.language.losses(hidden, row.supervised, row.targets) if with_loss else self.language.logits(hidden)
 
     def embed(self, row: Row) -> Tensor:
         """Token embeddings with visual tokens in their places, (T, 1, H), split over the tensor axis if asked."""

@@ -1,5 +1,6 @@
 """`parallel.split=auto`: the pipeline split that fits the recipe's own mixture and what the stage freezes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -43,5 +44,7 @@ def mixture_work(plan: Plan, indexes: Sequence[Index]) -> Work:
             samples += len(row.samples)
             sizes = [size for source_id, number in row.samples for size in indexes[source_id].media_sizes(number)]
             grids = [media_grid(size, image, video).patches for size in sizes]
-            work += row_work([plan.num_tokens(*sample) for sample in row.samples], grids)
+            # An index does not tell which tokens are supervised; all of the text is the most that can be.
+            text = row.num_tokens - sum(math.prod(grid) for grid in grids) // image.merge_size**2
+            work += row_work([plan.num_tokens(*sample) for sample in row.samples], grids, text)
     return work

@@ -102,13 +102,16 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
     work = Work()
     for number, counts in enumerate(table):
         tokens, targets, positions, segments, grids, visual_index = (next(fields) for _ in counts.payload())
+        # Looked up on the host: a device would have to be waited for. The head takes no empty list of places.
+        supervised = (targets >= 0).nonzero().flatten() if counts.targets else torch.zeros(1, dtype=torch.int64)
         grid_list = [(t, h, w) for t, h, w in grids.view(-1, 3).tolist()]
         samples = [length for length in segments.tolist() if length > 0]  # a negative one is padding
         pixels = torch.from_numpy(packed[number].patches) if packed is not None else None
         rows.append(
             Row(
                 tokens=_to(tokens.view(1, -1), groups),
-                targets=_to(targets.view(1, -1), groups),
+                supervised=_to(supervised, groups),
+                targets=_to(targets[supervised].view(1, -1), groups),
                 positions=_to(positions.view(3, 1, -1), groups),
                 segments=Segments(lengths=tuple(segments.abs().tolist()), device=groups.device),
                 grids=grid_list,
@@ -117,7 +120,7 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
             )
         )
         num_samples += len(samples)
-        work += row_work(samples, grid_list)
+        work += row_work(samples, grid_list, len(supervised))
     return Announced(
         rows=rows,
         lengths=[counts.tokens for counts in table],

@@ -58,8 +58,8 @@ def _line(axis: str, kind: str, calls: int, nbytes: int, purpose: str) -> Line:
 
 
 # A row of T tokens is T x 64 fp32 numbers, T x 256 bytes; the 160 tokens of all rows are 40,960, and the tower's 60
-# patches, 64 wide too, 15,360.
-_ROWS, _PATCHES = 160 * 256, 60 * 256
+# patches, 64 wide too, 15,360. 129 of the tokens are supervised.
+_ROWS, _PATCHES, _TARGETS = 160 * 256, 60 * 256, 129
 
 _ANNOUNCED = (
     _line("replica", "broadcast", 1, 4 * 6 * 8, "the table: 6 counts of each microbatch"),
@@ -96,9 +96,9 @@ _TENSOR_AND_PIPELINE = (
     (
         *_ANNOUNCED,
         *_HALF_LAYERS,
-        _line("tp", "allgather", 8, 2 * _ROWS, "the head's input, forward and backward"),
+        _line("tp", "allgather", 4, _ROWS, "the head's input"),
         _line("tp", "reduce_scatter", 4, _ROWS, "gradient of the head's input"),
-        _line("tp", "allreduce", 12, 3 * 160 * 4, "softmax over both halves: largest logit, target's logit, sum"),
+        _line("tp", "allreduce", 12, 3 * _TARGETS * 4, "softmax over both halves: largest logit, target's logit, sum"),
         *_BETWEEN,
         _line("tp", "allreduce", 1, 320 * 4, "partial gradients of norms"),
         *_ENDS,
@@ -125,7 +125,7 @@ _INTERLEAVED = (
 _PARAMETERS = 400_832
 _REPLICAS = (
     (
-        _line("dp", "allreduce", 1, 8 * 8, "targets, samples and work of the whole step, before forward"),
+        _line("dp", "allreduce", 1, 10 * 8, "targets, samples and work of the whole step, before forward"),
         _line("dp", "allreduce", 1, 8, "the loss"),
         _line("dp", "allreduce", 5, _PARAMETERS * 4, "gradients, in buckets of at most 100,000"),
         _line("world", "allreduce", 1, 8, "whether gradients are finite on every rank"),

@@ -234,4 +234,5 @@ def vision_share(stage: str, work: Work) -> float:
 
 
 def _work(grid: tuple[int, int, int]) -> Work:
-    return sum((row_work([grid[1] * grid[2] // 4 + text], [grid]) for text in _TEXTS), Work())
+    visual = grid[1] * grid[2] // 4
+    return sum((row_work([visual + text], [grid], text) for text in _TEXTS), Work())

@@ -13,9 +13,16 @@ from train.resolve import compose
 
 SEVEN = replace(MODEL, language=replace(MODEL.language, num_layers=7))
 MIXTURES = {
-    "text": Work(tokens=4000, token_pairs=4000 * 400, blind_tokens=4000, blind_pairs=4000 * 400),
-    "some pictures": Work(tokens=4000, patches=4000, token_pairs=4000 * 400, patch_pairs=4000 * 500),
-    "pictures alone": Work(tokens=1000, patches=4000, token_pairs=10**6, patch_pairs=10**7),
+    "text": Work(
+        tokens=4000,
+        token_pairs=4000 * 400,
+        targets=2000,
+        blind_tokens=4000,
+        blind_pairs=4000 * 400,
+        blind_targets=2000,
+    ),
+    "some pictures": Work(tokens=4000, patches=4000, token_pairs=4000 * 400, patch_pairs=4000 * 500, targets=1500),
+    "pictures alone": Work(tokens=1000, patches=4000, token_pairs=10**6, patch_pairs=10**7, targets=10),
 }
 
 
@@ -49,7 +56,7 @@ def test_the_7b_on_four_pipeline_stages() -> None:
     (notes on consequences of the paper's sizes; attention is left out there, so one layer may lie elsewhere)."""
     model = compose("qwen2vl_7b_stage2").model
     tokens, visual = 1000, 700
-    work = Work(tokens=tokens, patches=4 * visual)
+    work = Work(tokens=tokens, patches=4 * visual, targets=tokens)
     split = balanced_split(model, ParallelConfig(pipeline=4), ("vision", "merger", "language"), work)
     assert (split[0], sorted(split[1:3]), split[3]) == (2, [9, 10], 7)
     frozen = balanced_split(model, ParallelConfig(pipeline=4), ("merger", "language"), work)

@@ -75,7 +75,7 @@ def text_rows_charged() -> Mend:
     import train.batches
 
     def make(row_work: Any) -> Any:
-        return lambda *lengths: replace(row_work(*lengths), blind_tokens=0, blind_pairs=0)
+        return lambda *lengths: replace(row_work(*lengths), blind_tokens=0, blind_pairs=0, blind_targets=0)
 
     return replace_name(train.batches, "row_work", make)
 
