@@ -1,6 +1,7 @@
 """What a recipe says about data. Checked here, once, with the numbers in the message."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 IGNORE = -100  # target id that the loss skips
 LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets fewer frames rather than smaller ones
@@ -13,7 +14,7 @@ class SourceConfig:
     name: str
     path: str
     weight: float = 1.0
-    """Share of the samples (not tokens) of every window, relative to the other sources."""
+    """Share of every window, relative to the other sources; `data.weights_are` says of what."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -91,6 +92,14 @@ class DataConfig:
     window: int
     """Samples that are packed together; more fill rows better and mix sources over a longer stretch."""
     seed: int
+    weights_are: Literal["samples", "tokens"] = "samples"
+    """What sources have their shares of. Of tokens: of what their samples have on average."""
+    run_length: int = 1
+    """Samples that lie side by side in a source and stay together in the order and in a row, so that one request reads
+    them: fewer requests, less shuffling."""
+    too_long: Literal["refuse", "shrink"] = "refuse"
+    """What is done with a sample that no row takes. Shrinking makes its pictures and clips smaller, by the model's own
+    resize rule, until it fits; text is never cut."""
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     prefetch_steps: int = 2
@@ -99,7 +108,7 @@ class DataConfig:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"data.sources needs at least one source and no name twice, got {names}")
-        for key in ("tokens_per_row", "rows_per_step", "window", "prefetch_steps"):
+        for key in ("tokens_per_row", "rows_per_step", "window", "run_length", "prefetch_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key} is {getattr(self, key)}, must be at least 1")
         if self.patches_per_row < 0 or self.seed < 0:

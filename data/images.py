@@ -25,6 +25,11 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
         raise SampleError(f"picture of {height}x{width} pixels: aspect ratio above {MAX_ASPECT}")
+    return fitted_sides(height, width, factor, min_pixels, max_pixels)
+
+
+def fitted_sides(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The arithmetic of `smart_resize`, which data/lengths.py runs over whole columns of sizes."""
     rows = round(height / factor) * factor
     columns = round(width / factor) * factor
     if rows * columns > max_pixels:

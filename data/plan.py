@@ -3,22 +3,23 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.config import DataConfig, ImageConfig, VideoConfig
-from data.encode import media_grid
-from data.errors import BudgetError, MismatchError, SampleError
+from data.config import DataConfig
+from data.errors import MismatchError
 from data.index_file import Index
+from data.lengths import source_lengths
+from data.order import cut_runs, endless_order, interleave, window_shares
 from data.packing import pack
 from data.permutation import order_key, permute
-from data.types import Int64, MediaSize
+from data.types import Int64
 
-PLAN_VERSION = 2  # 2: clips are thinned where max_tokens leaves a temporal patch less than 4 tokens
+PLAN_VERSION = 3  # 3: budgets may shrink samples, and runs of samples may be packed as one
+_ITEMS_A_ROW = 8
 _INDEX_BITS = 40  # a source may have 2**40 samples, and there may be 2**23 sources, in a signed 64-bit id
 
 
@@ -48,6 +49,8 @@ class RowPlan:
     num_patches: int
     cost: int
     """Estimated work in arbitrary units, to balance rows over replicas."""
+    caps: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Samples that had to be shrunk -> visual tokens that each of their pictures and clips may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,61 +79,113 @@ class Plan:
         if len(indexes) != len(config.sources):
             raise MismatchError(f"{len(config.sources)} sources are configured but {len(indexes)} indexes were given")
         self.config = config
-        self.shares = window_shares(config)
         self.sizes = [len(index) for index in indexes]
-        lengths = [sample_lengths(index, config.image, config.video) for index in indexes]
-        for source, index, (tokens, patches) in zip(config.sources, indexes, lengths, strict=True):
-            _check_budgets(config, source.name, index, tokens, patches)
-        self._tokens = [tokens for tokens, _ in lengths]
-        self._patches = [patches for _, patches in lengths]
+        self._lengths = [source_lengths(config, n, index) for n, index in enumerate(indexes)]
+        self.shares = window_shares(config, [lengths.tokens for lengths in self._lengths])
+        self._slots = interleave(self.shares)
         self.identity = _identity(config, indexes)
         text = json.dumps(self.identity, sort_keys=True)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        self._rows = lru_cache(maxsize=4)(self._plan_window)
+        self._window = lru_cache(maxsize=4)(self._plan_window)
 
     def step(self, cursor: Cursor) -> StepPlan:
         """The `rows_per_step` rows from `cursor` on."""
         window, row = cursor.window, cursor.row
         rows: list[RowPlan] = []
         while len(rows) < self.config.rows_per_step:
-            planned = self._rows(window)
-            assert row <= len(planned), (cursor, len(planned))
-            taken = planned[row : row + self.config.rows_per_step - len(rows)]
-            rows.extend(taken)
-            row += len(taken)
-            if row == len(planned):
+            planned = self._window(window)
+            assert row <= planned.num_rows, (cursor, planned.num_rows)
+            stop = min(planned.num_rows, row + self.config.rows_per_step - len(rows))
+            rows.extend(self._row(planned, number) for number in range(row, stop))
+            row = stop
+            if row == planned.num_rows:
                 window, row = window + 1, 0
         return StepPlan(rows=tuple(rows), next_cursor=Cursor(window=window, row=row))
 
     def num_tokens(self, source_id: int, index: int) -> int:
         """Length of one sample, visual tokens included."""
-        return int(self._tokens[source_id][index])
+        return int(self._lengths[source_id].tokens[index])
 
-    def window_samples(self, window: int) -> list[tuple[int, int]]:
-        """(source id, index) of the samples of a window; sources are interleaved by stride."""
-        slots = []
-        for source_id, (source, count) in enumerate(zip(self.config.sources, self.shares, strict=True)):
-            order = endless_order(self.config.seed, source.name, self.sizes[source_id], window * count, count)
-            # Exact fractions: sources of equal share would otherwise meet in rounding and depend on the platform.
-            slots += [(Fraction(2 * n + 1, 2 * count), source_id, index) for n, index in enumerate(order.tolist())]
-        return [(source_id, index) for _, source_id, index in sorted(slots, key=lambda slot: slot[:2])]
+    def window_samples(self, window: int) -> Int64:
+        """(source id, index) of the samples of a window, int64 (window, 2); sources are interleaved by stride."""
+        orders = [
+            endless_order(self.config.seed, source.name, size, window * count, count, self.config.run_length)
+            for source, size, count in zip(self.config.sources, self.sizes, self.shares, strict=True)
+        ]
+        return np.stack((np.repeat(np.arange(len(orders)), self.shares), np.concatenate(orders)), axis=1)[self._slots]
 
-    def _plan_window(self, window: int) -> tuple[RowPlan, ...]:
+    def _plan_window(self, window: int) -> "_Window":
         samples = self.window_samples(window)
-        tokens = [int(self._tokens[source_id][index]) for source_id, index in samples]
-        patches = [int(self._patches[source_id][index]) for source_id, index in samples]
-        packed = pack(tokens, patches, self.config.tokens_per_row, self.config.patches_per_row)
-        # Packing puts long samples into the first rows; a keyed order spreads them over the steps.
-        order = permute(np.arange(len(packed)), len(packed), order_key(self.config.seed, "rows", window))
-        return tuple(
-            RowPlan(
-                samples=tuple(samples[i] for i in packed[row]),
-                num_tokens=sum(tokens[i] for i in packed[row]),
-                num_patches=sum(patches[i] for i in packed[row]),
-                cost=sum(_cost(tokens[i], patches[i]) for i in packed[row]),
-            )
-            for row in order.tolist()
+        tokens, patches = np.empty(len(samples), dtype=np.int64), np.empty(len(samples), dtype=np.int64)
+        for source_id, lengths in enumerate(self._lengths):
+            chosen = samples[:, 0] == source_id
+            tokens[chosen] = lengths.tokens[samples[chosen, 1]]
+            patches[chosen] = lengths.patches[samples[chosen, 1]]
+        items = self._items(samples, tokens, patches)
+        packed = pack(
+            np.bincount(items, tokens).astype(np.int64),
+            np.bincount(items, patches).astype(np.int64),
+            self.config.tokens_per_row,
+            self.config.patches_per_row,
         )
+        num_rows = int(packed.max()) + 1
+        # Packing puts long samples into the first rows; a keyed order spreads them over the steps.
+        place = np.empty(num_rows, dtype=np.int64)
+        place[permute(np.arange(num_rows), num_rows, order_key(self.config.seed, "rows", window))] = np.arange(num_rows)
+        row_of = place[packed[items]]
+        order = np.lexsort((np.arange(len(items)), items, row_of))
+        starts = np.searchsorted(row_of[order], np.arange(num_rows))
+        sums = (np.add.reduceat(values[order], starts) for values in (tokens, patches, _cost(tokens, patches)))
+        return _Window(samples[order], np.append(starts, len(order)), *sums)
+
+    def _items(self, samples: Int64, tokens: Int64, patches: Int64) -> Int64:
+        """What is packed as one: the number of each sample's item. Items are numbered by their first sample.
+
+        A run of samples that lie side by side is one item as far as it fills no more than an eighth of a row, which
+        costs almost no fill and lets one request read it.
+        """
+        if self.config.run_length == 1:
+            return np.arange(len(samples))
+        slots = np.lexsort((np.arange(len(samples)), samples[:, 0]))  # sources apart, each in its own order
+        source, index = samples[slots].T
+        new = np.ones(len(slots), dtype=bool)
+        new[1:] = (
+            (source[1:] != source[:-1]) | (index[1:] != index[:-1] + 1) | (index[1:] % self.config.run_length == 0)
+        )
+        limits = self.config.tokens_per_row // _ITEMS_A_ROW, self.config.patches_per_row // _ITEMS_A_ROW
+        first = np.flatnonzero(cut_runs(new, tokens[slots], patches[slots], *limits))
+        items = np.empty(len(slots), dtype=np.int64)
+        items[slots] = np.repeat(np.argsort(np.argsort(slots[first])), np.diff(np.append(first, len(slots))))
+        return items
+
+    def _row(self, window: "_Window", number: int) -> RowPlan:
+        start, stop = window.starts[number : number + 2]
+        samples = tuple((source, index) for source, index in window.samples[start:stop].tolist())
+        caps = [(self._lengths[source].caps.get(index), source, index) for source, index in samples]
+        return RowPlan(
+            samples=samples,
+            num_tokens=int(window.tokens[number]),
+            num_patches=int(window.patches[number]),
+            cost=int(window.cost[number]),
+            caps={(source, index): cap for cap, source, index in caps if cap is not None},
+        )
+
+
+class _Window(NamedTuple):
+    """The rows of one window, one after the other."""
+
+    samples: Int64
+    """(N, 2), source id and index"""
+    starts: Int64
+    """(rows + 1,)"""
+    tokens: Int64
+    """(rows,), and so are the next two"""
+    patches: Int64
+    cost: Int64
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens)
 
 
 def assign_rows(rows: Sequence[RowPlan], dp_size: int) -> list[list[int]]:
@@ -153,63 +208,6 @@ def assign_rows(rows: Sequence[RowPlan], dp_size: int) -> list[list[int]]:
     return [sorted(numbers) for numbers in assigned]
 
 
-def window_shares(config: DataConfig) -> list[int]:
-    """Samples of each source in a window, by largest remainder. Raises BudgetError if a source would get none."""
-    weights = [Fraction(source.weight) for source in config.sources]
-    exact = [weight / sum(weights) * config.window for weight in weights]
-    shares = [int(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_remainder[: config.window - sum(shares)]:
-        shares[i] += 1
-    empty = [(s.name, s.weight) for s, share in zip(config.sources, shares, strict=True) if share == 0]
-    if empty:
-        raise BudgetError(
-            f"a window of {config.window} samples has none of {empty} (name, weight; all weights sum to "
-            f"{float(sum(weights))}); raise data.window or their weights, or leave them out"
-        )
-    return shares
-
-
-def endless_order(seed: int, name: str, size: int, start: int, count: int) -> Int64:
-    """Samples start .. start+count-1 of a source's endless sequence: one permutation after another."""
-    places = np.arange(start, start + count, dtype=np.int64)
-    epochs = places // size
-    order = np.empty_like(places)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if count else ():
-        chosen = epochs == epoch
-        order[chosen] = permute(places[chosen] % size, size, order_key(seed, name, epoch))
-    return order
-
-
-def sample_lengths(index: Index, image: ImageConfig, video: VideoConfig) -> tuple[Int64, Int64]:
-    """(tokens, patches) of every sample of an index, by the pure size functions. Raises BudgetError."""
-    ends = np.asarray(index.columns["media_end"]).astype(np.int64)
-    media = np.stack(
-        [
-            np.asarray(index.columns[f"media_{name}"], dtype=np.float64)
-            for name in ("kind", "height", "width", "frames", "fps")
-        ]
-    )
-    if not media.shape[1]:
-        return np.asarray(index.columns["num_text_tokens"]).astype(np.int64), np.zeros(len(index), dtype=np.int64)
-    # Few distinct sizes stand for many samples, so the scalar rules are enough and cannot differ from the loader's.
-    distinct, which = np.unique(media, axis=1, return_inverse=True)
-    first = np.zeros(distinct.shape[1], dtype=np.int64)
-    first[which.reshape(-1)[::-1]] = np.arange(media.shape[1])[::-1]
-    patches = np.empty(distinct.shape[1], dtype=np.int64)
-    for n, row in enumerate(first.tolist()):
-        size: MediaSize = index.media_size(row)
-        try:
-            patches[n] = media_grid(size, image, video).num_patches
-        except SampleError as error:
-            number = int(np.searchsorted(ends, row, side="right"))
-            raise BudgetError(f"sample {number} at {index.where(number)}: {error}") from None
-    totals = np.concatenate([[0], np.cumsum(patches[which.reshape(-1)])])
-    per_sample = totals[ends] - totals[np.concatenate([[0], ends[:-1]])]
-    tokens = np.asarray(index.columns["num_text_tokens"]).astype(np.int64) + per_sample // image.merge_size**2
-    return tokens, per_sample
-
-
 def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to go on with another order of samples: compares two `Plan.identity`, raises MismatchError."""
     wrong = [
@@ -229,23 +227,10 @@ def _identity(config: DataConfig, indexes: Sequence[Index]) -> dict[str, Any]:
     sources = [[s.name, s.weight, index.digest] for s, index in zip(config.sources, indexes, strict=True)]
     budgets = {
         key: getattr(config, key) for key in ("tokens_per_row", "patches_per_row", "rows_per_step", "window", "seed")
-    }
+    } | {key: getattr(config, key) for key in ("weights_are", "run_length", "too_long")}
     return {"version": PLAN_VERSION, "sources": sources, "image": asdict(config.image), "video": video, **budgets}
 
 
-def _check_budgets(config: DataConfig, name: str, index: Index, tokens: Int64, patches: Int64) -> None:
-    too_long = np.flatnonzero((tokens > config.tokens_per_row) | (patches > config.patches_per_row))
-    if too_long.size:
-        worst = int(too_long[0])
-        needs = {"tokens_per_row": int(tokens.max()), "patches_per_row": int(patches.max())}
-        raised = [f"data.{key} to {need}" for key, need in needs.items() if need > getattr(config, key)]
-        raise BudgetError(
-            f"source {name!r}: {too_long.size} of {len(index)} samples do not fit a row, the first is sample "
-            f"{worst} at {index.where(worst)} with {tokens[worst]} tokens and {patches[worst]} patches (a row takes "
-            f"{config.tokens_per_row} and {config.patches_per_row}); raise {' and '.join(raised)}, or lower max_pixels"
-        )
-
-
-def _cost(tokens: int, patches: int) -> int:
+def _cost(tokens: Int64, patches: Int64) -> Int64:
     # Ours: linear work dominates below about 8k tokens at these widths; a patch costs about half a token.
     return tokens * (8192 + tokens) + patches * 4096

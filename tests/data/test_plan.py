@@ -1,6 +1,5 @@
 """Order, packing and assignment by properties."""
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -15,10 +14,13 @@ from hypothesis import strategies as st
 
 from data.config import DataConfig, ImageConfig, SourceConfig
 from data.errors import BudgetError, MismatchError
+from data.images import image_grid
 from data.index import open_index
+from data.lengths import capped, sample_lengths, source_lengths
+from data.order import endless_order, window_shares
 from data.packing import pack
 from data.permutation import order_key, permute
-from data.plan import Cursor, Plan, assign_rows, check_same_plan, endless_order, sample_lengths, window_shares
+from data.plan import Cursor, Plan, assign_rows, check_same_plan
 
 
 @given(st.integers(1, 3000), st.binary(min_size=1, max_size=4))
@@ -38,15 +40,19 @@ def test_permutation_depends_on_its_key_and_mixes() -> None:
     assert ((counts - 200) ** 2 / 200).sum() < 30  # chi-squared with 9 degrees of freedom; 30 has p 0.0004
 
 
+def rows_of(row_of: np.ndarray) -> list[list[int]]:
+    return [np.flatnonzero(row_of == row).tolist() for row in range(int(row_of.max()) + 1)]
+
+
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 80)), min_size=1, max_size=80), st.integers(0, 60))
 def test_packing_keeps_both_budgets_and_every_sample(sizes: list[tuple[int, int]], spare: int) -> None:
-    tokens, patches = [size[0] for size in sizes], [size[1] for size in sizes]
-    most = max(tokens) + spare, max(patches) + spare
-    rows = pack(tokens, patches, *most)
+    tokens, patches = np.array(sizes).T.copy()
+    most = int(tokens.max()) + spare, int(patches.max()) + spare
+    rows = rows_of(pack(tokens, patches, *most))
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     for row in rows:
         assert sum(tokens[i] for i in row) <= most[0] and sum(patches[i] for i in row) <= most[1]
-        assert row == sorted(row)
     assert all(
         sum(tokens[i] for i in one + two) > most[0] or sum(patches[i] for i in one + two) > most[1]
         for n, one in enumerate(rows)
@@ -55,10 +61,9 @@ def test_packing_keeps_both_budgets_and_every_sample(sizes: list[tuple[int, int]
 
 
 def test_packing_fills_rows() -> None:
-    rng = random.Random(0)
-    tokens = [min(4000, int(rng.lognormvariate(5.5, 1)) + 1) for _ in range(2048)]
-    rows = pack(tokens, [0] * len(tokens), 4096, 0)
-    assert sum(tokens) / (4096 * len(rows)) > 0.98
+    tokens = np.minimum(4000, np.random.default_rng(0).lognormal(5.5, 1, 2048).astype(np.int64) + 1)
+    rows = pack(tokens, np.zeros_like(tokens), 4096, 0)
+    assert tokens.sum() / (4096 * (rows.max() + 1)) > 0.99
 
 
 class FakeIndex:
@@ -80,6 +85,10 @@ class FakeIndex:
 
     def media_size(self, row: int) -> SimpleNamespace:
         return SimpleNamespace(kind="image", height=self._sides[row], width=self._sides[row])
+
+    def media_sizes(self, i: int) -> list[SimpleNamespace]:
+        ends = [0, *self.columns["media_end"].tolist()]
+        return [self.media_size(row) for row in range(ends[i], ends[i + 1])]
 
     def where(self, i: int) -> str:
         return f"fake[{i}]"
@@ -103,6 +112,7 @@ def plans(draw: st.DrawFn) -> tuple[DataConfig, list[FakeIndex]]:
         rows_per_step=draw(st.sampled_from([1, 4, 6])),
         window=draw(st.integers(12, 50)),
         seed=draw(st.integers(0, 5)),
+        run_length=draw(st.sampled_from([1, 1, 2, 5])),
         image=ImageConfig(min_pixels=784, max_pixels=84 * 84),
     )
     return config, indexes
@@ -149,7 +159,11 @@ def test_steps_hold_the_windows_rows_within_budgets_from_any_cursor(
         again = resumed.step(cursor)
         assert again == step and again.digest() == step.digest()
         cursor = again.next_cursor
-    windows = (sample for window in range(cursors[-1].window + 1) for sample in [Counter(plan.window_samples(window))])
+    windows = (
+        sample
+        for window in range(cursors[-1].window + 1)
+        for sample in [Counter(map(tuple, plan.window_samples(window).tolist()))]
+    )
     read = Counter(sample for step in steps for row in step.rows for sample in row.samples)
     complete = sum(islice(windows, cursors[-1].window), Counter())
     assert not complete - read, "a sample of a finished window was never trained on"
@@ -175,8 +189,83 @@ def test_assignment_balances_cost() -> None:
 
 
 def test_the_endless_sequence_does_not_depend_on_where_it_is_entered() -> None:
-    whole = endless_order(3, "s", 7, 0, 50)
-    assert np.array_equal(endless_order(3, "s", 7, 13, 20), whole[13:33])
+    for run_length in (1, 3, 10):
+        whole = endless_order(3, "s", 7, 0, 50, run_length)
+        assert np.array_equal(endless_order(3, "s", 7, 13, 20, run_length), whole[13:33])
+
+
+def test_runs_stay_together_in_the_order_and_in_rows() -> None:
+    order = endless_order(0, "s", 103, 0, 103, 10)
+    assert (order[:100].reshape(10, 10) % 10 == np.arange(10)).all() and order[100:].tolist() == [100, 101, 102]
+    assert order[:100:10].tolist() != sorted(order[:100:10].tolist())
+    sources = (SourceConfig(name="a", path=""), SourceConfig(name="b", path=""))
+    config = DataConfig(
+        tokenizer="",
+        sources=sources,
+        tokens_per_row=800,
+        patches_per_row=0,
+        rows_per_step=1,
+        window=200,
+        seed=0,
+        run_length=10,
+    )
+    plan = Plan(config, [FakeIndex("a", [10] * 100, [0] * 100), FakeIndex("b", [30] * 100, [0] * 100)])  # type: ignore[list-item]
+    rows, cursor = [], Cursor()
+    while cursor.window == 0:
+        step = plan.step(cursor)
+        rows, cursor = [*rows, *step.rows], step.next_cursor
+    requests = [sum((s, i - 1) not in row.samples for s, i in row.samples) for row in rows]
+    # A run of a takes an eighth of a row and is whole; one of b is cut into threes by that limit.
+    assert sum(requests) <= 10 + 40 and sum(row.num_tokens for row in rows) == 4000
+    assert len(rows) <= 6
+
+
+def test_shares_of_tokens_are_met_within_a_window() -> None:
+    generator = np.random.default_rng(0)
+    lengths = [generator.integers(10, 30, 500).tolist(), generator.integers(200, 400, 500).tolist()]
+    config = DataConfig(
+        tokenizer="",
+        sources=(SourceConfig(name="short", path="", weight=3.0), SourceConfig(name="long", path="", weight=1.0)),
+        tokens_per_row=1000,
+        patches_per_row=0,
+        rows_per_step=1,
+        window=2000,
+        seed=0,
+        weights_are="tokens",
+    )
+    plan = Plan(config, [FakeIndex(str(n), each, [0] * 500) for n, each in enumerate(lengths)])  # type: ignore[misc]
+    tokens = [0, 0]
+    for source_id, index in plan.window_samples(0).tolist():
+        tokens[source_id] += lengths[source_id][index]
+    assert abs(tokens[0] / sum(tokens) - 0.75) < 0.01
+
+
+def test_what_no_row_takes_is_shrunk_if_the_recipe_says_so() -> None:
+    def config(too_long: str) -> DataConfig:
+        return DataConfig(
+            tokenizer="",
+            sources=(SourceConfig(name="big", path=""),),
+            tokens_per_row=100,
+            patches_per_row=300,
+            rows_per_step=1,
+            window=3,
+            seed=0,
+            too_long=too_long,  # type: ignore[arg-type]
+            image=ImageConfig(min_pixels=784, max_pixels=2800 * 2800),
+        )
+
+    index = FakeIndex("i", [10, 10, 99], [280, 2800, 28])
+    with pytest.raises(BudgetError, match=r"2 of 3 samples do not fit a row.*data\.too_long=shrink"):
+        Plan(config("refuse"), [index])  # type: ignore[list-item]
+    plan = Plan(config("shrink"), [index])  # type: ignore[list-item]
+    lengths = [plan.num_tokens(0, number) for number in range(3)]
+    assert lengths[2] == 100 and 60 < lengths[0] <= 85 and 60 < lengths[1] <= 85, lengths
+    for number, side in ((0, 280), (1, 2800)):
+        cap = source_lengths(plan.config, 0, index).caps[number]  # type: ignore[arg-type]
+        image, _ = capped(plan.config.image, plan.config.video, cap)
+        assert image_grid(side, side, image).num_tokens == lengths[number] - 10
+    with pytest.raises(BudgetError, match=r"1 of 1 samples do not fit a row, however small their pictures"):
+        Plan(config("shrink"), [FakeIndex("i", [98], [2800])])  # type: ignore[list-item]
 
 
 def test_a_source_without_a_share_is_refused_with_numbers() -> None:
@@ -185,7 +274,7 @@ def test_a_source_without_a_share_is_refused_with_numbers() -> None:
         tokenizer="", sources=sources, tokens_per_row=1, patches_per_row=0, rows_per_step=1, window=64, seed=0
     )
     with pytest.raises(BudgetError, match=r"window of 64 samples has none of \[\('tiny', 0.1\)\]"):
-        window_shares(config)
+        window_shares(config, [])
 
 
 def test_samples_over_budget_and_changed_plans_are_refused(

@@ -1,0 +1,24 @@
+"""Lengths of whole columns against the rule for one picture."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.images import fitted_sides
+from data.lengths import _fitted_pixels
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), min_size=1, max_size=20),
+    st.sampled_from([14, 28, 32]),
+    st.integers(1, 10**6),
+    st.integers(1, 10**6),
+)
+def test_the_compiled_rule_is_the_rule(sizes: list[tuple[int, int]], factor: int, least: int, more: int) -> None:
+    # Halves of the factor are where two roundings would part.
+    sizes = [*sizes, *((factor * n + factor // 2, factor * (n + 1) + factor // 2) for n in range(4))]
+    height, width = np.array(sizes, dtype=np.int64).T.copy()
+    found = _fitted_pixels(height, width, factor, least, least + more)
+    sides = [fitted_sides(h, w, factor, least, least + more) for h, w in sizes]
+    assert found.tolist() == [rows * columns for rows, columns in sides]
