@@ -103,6 +103,14 @@ class DataConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     prefetch_steps: int = 2
+    workers: int = 2
+    """Processes that read and decode for each replica; 0 reads in a thread of the trainer."""
+    sample_seconds: float = 600.0
+    """A worker that takes longer over one sample is ended and replaced."""
+    bad_share: float = 0.02
+    """Share of its samples that may be bad before a replica ends the run, once it has read 100."""
+    bad_in_row: int = 50
+    """Samples that may be bad one after the other."""
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
@@ -111,8 +119,14 @@ class DataConfig:
         for key in ("tokens_per_row", "rows_per_step", "window", "run_length", "prefetch_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key} is {getattr(self, key)}, must be at least 1")
-        if self.patches_per_row < 0 or self.seed < 0:
-            raise ValueError("data.patches_per_row and data.seed must not be negative")
+        for key in ("patches_per_row", "seed", "workers", "bad_in_row"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"data.{key} is {getattr(self, key)}, must not be negative")
+        if not (self.sample_seconds > 0 and 0 <= self.bad_share <= 1):
+            raise ValueError(
+                f"data.sample_seconds must be positive and data.bad_share from 0 to 1, got {self.sample_seconds} and "
+                f"{self.bad_share}"
+            )
 
 
 def _check_pixels(name: str, low: int, high: int, factor: int) -> None:

@@ -17,5 +17,9 @@ class BudgetError(ValueError):
     """A sample or a mixture does not fit the configured budgets; the message has the numbers."""
 
 
+class BadSamples(RuntimeError):
+    """More samples are bad than the recipe allows; the message has the numbers and the last of them."""
+
+
 class ShardFault(RuntimeError):
     """Stored bytes differ from what was indexed, twice in a row: an environment fault, never skipped over."""

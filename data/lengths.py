@@ -106,8 +106,10 @@ def _patches_of(index: Index, row: int, image: ImageConfig, video: VideoConfig) 
         raise _NoRule(row, str(error)) from None
 
 
-def capped(image: ImageConfig, video: VideoConfig, cap: int) -> tuple[ImageConfig, VideoConfig]:
+def capped(image: ImageConfig, video: VideoConfig, cap: int | None) -> tuple[ImageConfig, VideoConfig]:
     """The size rules for a sample whose pictures and clips may have `cap` visual tokens each, at least 4."""
+    if cap is None:
+        return image, video
     pixels = cap * image.factor**2
     return (
         replace(image, min_pixels=min(image.min_pixels, pixels), max_pixels=min(image.max_pixels, pixels)),

@@ -10,6 +10,7 @@ from data.decode_cache import DecodeCache, clip_key
 from data.encode import media_grid
 from data.errors import SampleError
 from data.images import normalisation_table, patchify, resize_image
+from data.lengths import capped
 from data.pictures import decode_image
 from data.types import Bytes, Float32, Grid, MediaSize, RawSample
 from data.video import choose_frames
@@ -32,14 +33,19 @@ class PatchReader:
         self.read_into(raw, media, sizes, out)
         return out
 
-    def read_into(self, raw: RawSample, media: Sequence[int], sizes: Sequence[MediaSize], out: Float32) -> None:
-        """As `read`, into a slice of a row."""
+    def read_into(
+        self, raw: RawSample, media: Sequence[int], sizes: Sequence[MediaSize], out: Float32, cap: int | None = None
+    ) -> None:
+        """As `read`, into a slice of a row. `cap`: visual tokens of a picture or clip that had to be shrunk to fit."""
         place = 0
+        image, video = capped(self._image, self._video, cap)
         for number, size in zip(media, sizes, strict=False):
             data = raw.media[number][1]
             try:
-                grid = media_grid(size, self._image, self._video)
-                frames = self._picture(data, size, grid) if size.kind == "image" else self._clip(data, size, grid)
+                grid = media_grid(size, image, video)
+                frames = (
+                    self._picture(data, size, grid) if size.kind == "image" else self._clip(data, size, grid, video)
+                )
             except SampleError as error:
                 raise SampleError(f"sample {raw.key}, member {number}: {error}") from error
             patchify(frames, self._image, self._table, out[place : place + grid.num_patches])
@@ -57,8 +63,8 @@ class PatchReader:
             )
         return resize_image(picture, grid)
 
-    def _clip(self, data: bytes, size: MediaSize, grid: Grid) -> Bytes:
-        indices = choose_frames(size.frames, size.fps, self._video, self._image.temporal_patch_size)
+    def _clip(self, data: bytes, size: MediaSize, grid: Grid, video: VideoConfig) -> Bytes:
+        indices = choose_frames(size.frames, size.fps, video, self._image.temporal_patch_size)
         if self._cache is None:
             return self._decoder.decode(data, indices, grid.height, grid.width)
         key = clip_key(data, indices, grid.height, grid.width, self._decoder.name)

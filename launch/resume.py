@@ -23,6 +23,10 @@ FREE = (
     "checkpoint.",
     "log.",
     "data.prefetch_steps",
+    "data.workers",
+    "data.sample_seconds",
+    "data.bad_share",
+    "data.bad_in_row",
     "data.tokenizer",  # only its place: the index refuses another tokenizer
     "data.video.timeout_seconds",
     "data.video.cache_dir",

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from data.errors import ShardFault
+from data.errors import BadSamples, ShardFault
 from data.plan import Cursor, Plan, assign_rows
 from parallel.verdict import Names
 from train.agreement import CheckpointError
 from train.step import NonFiniteStep
 
-MENDABLE = (ValueError, CheckpointError, ShardFault, NonFiniteStep)
+MENDABLE = (ValueError, CheckpointError, BadSamples, ShardFault, NonFiniteStep)
 """Errors whose message says all that the user needs, where every rank raises one."""
 
 

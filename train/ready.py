@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from data.index_file import Index
-from data.loader import open_indexes
 from data.plan import Plan, check_same_plan
+from data.rows import open_indexes
 from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from train.commits import attempts, open_commit
 from train.config import RunConfig

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from data.index_file import Index
-from data.loader import Loader, build_reader
+from data.loader import Loader
 from data.plan import Cursor, Plan
+from data.pool import open_readers
 from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
@@ -153,8 +154,8 @@ def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[Index], Calla
     tokenizer, indexes, plan = open_data(run)
 
     def loader_from(cursor: Cursor) -> Loader:
-        reader = build_reader(run.data, tokenizer, indexes)
-        return Loader(run.data, plan, reader, groups.dp_rank, groups.dp_size, cursor, _quarantine(run, groups))
+        readers = open_readers(run.data, tokenizer, indexes)
+        return Loader(run.data, plan, readers, groups.dp_rank, groups.dp_size, cursor, _quarantine(run, groups))
 
     return plan, indexes, loader_from
 

@@ -144,6 +144,7 @@ def make_config(tokenizer_folder: Path) -> Callable[..., DataConfig]:
             "seed": 3,
             "image": IMAGE,
             "video": VIDEO,
+            "workers": 0,
         }
         return DataConfig(**{**values, **changes})
 

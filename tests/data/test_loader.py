@@ -12,9 +12,11 @@ from data.config import IGNORE, DataConfig
 from data.encode import encode_sample
 from data.errors import MismatchError, ShardFault
 from data.index import build_index, open_index
-from data.loader import Loader, RowReader, build_reader, open_indexes
+from data.loader import Loader
 from data.media import PatchReader
 from data.plan import Cursor, Plan, assign_rows
+from data.pool import InThread
+from data.rows import RowReader, build_reader, open_indexes
 from data.shards import write_shards
 from data.tokenizer import Tokenizer
 from data.types import PackedRow, RawSample
@@ -38,7 +40,7 @@ def read_steps(
 ) -> list:
     plan, reader = open_run(config, tokenizer)
     records: list[dict] = []
-    loader = Loader(config, plan, reader, rank, size, cursor or Cursor(), records.append)
+    loader = Loader(config, plan, InThread(reader), rank, size, cursor or Cursor(), records.append)
     try:
         return [(*loader.next_step(), list(records)) for _ in range(steps)]
     finally:
@@ -180,7 +182,7 @@ def test_a_flipped_bit_in_a_shard_stops_the_run(make_source: Make, make_config: 
     shard.write_bytes(data)
     config = make_config(folder)
     plan, reader = open_run(config, tokenizer)
-    loader = Loader(config, plan, reader, 0, 1, Cursor(), lambda _: None)
+    loader = Loader(config, plan, InThread(reader), 0, 1, Cursor(), lambda _: None)
     with pytest.raises(ShardFault, match=r"mixed-000001\.tar.*CRC32C"):
         for _ in range(6):
             loader.next_step()
@@ -200,7 +202,7 @@ def test_a_stale_index_is_refused_by_name(make_source: Make, make_config: Make, 
 def test_closing_is_quick_and_ends_the_stream(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
     config = make_config(make_source(clips=False), prefetch_steps=1)
     plan, reader = open_run(config, tokenizer)
-    loader = Loader(config, plan, reader, 0, 1, Cursor(), lambda _: None)
+    loader = Loader(config, plan, InThread(reader), 0, 1, Cursor(), lambda _: None)
     loader.next_step()
     start = time.monotonic()
     loader.close()
@@ -215,4 +217,4 @@ def test_ranks_that_do_not_fit_are_refused(make_source: Make, make_config: Make,
     plan, reader = open_run(config, tokenizer)
     for rank, size in ((1, 1), (0, 3), (-1, 2)):
         with pytest.raises(ValueError, match="rows_per_step 4"):
-            Loader(config, plan, reader, rank, size, Cursor(), lambda _: None)
+            Loader(config, plan, InThread(reader), rank, size, Cursor(), lambda _: None)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.loader import RowReader
 from data.plan import Cursor, RowPlan
+from data.rows import RowReader
 from data.types import PackedRow
 from parallel.config import ParallelConfig
 from parallel.watch import Watch

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import data.loader
+import data.rows
 from data.config import IGNORE
 from data.plan import RowPlan
 from data.positions import mrope_positions
@@ -99,7 +99,7 @@ def pack(samples: list[dict[str, np.ndarray]]) -> PackedRow:
         for sample in samples
     ]
     # Looked up at the call: a planted defect replaces it.
-    return data.loader.pack_row(row, encoded, patches)
+    return data.rows.pack_row(row, encoded, patches)
 
 
 def random_step(

@@ -55,6 +55,7 @@ def data_config(folder: Path) -> DataConfig:
         seed=3,
         image=IMAGE,
         video=VIDEO,
+        workers=0,  # faults are planted in the trainer's own process
     )
 
 

@@ -10,7 +10,7 @@ from tests.prove.planting import Mend, replace_name
 
 def packed_positions() -> Mend:
     """Positions go on from sample to sample."""
-    import data.loader
+    import data.rows
 
     def make(pack_row: Any) -> Any:
         def planted(row: Any, encoded: Any, patches: Any) -> Any:
@@ -23,12 +23,12 @@ def packed_positions() -> Mend:
 
         return planted
 
-    return replace_name(data.loader, "pack_row", make)
+    return replace_name(data.rows, "pack_row", make)
 
 
 def row_positions() -> Mend:
     """Every token's position is its place in the row."""
-    import data.loader
+    import data.rows
 
     def make(pack_row: Any) -> Any:
         def planted(row: Any, encoded: Any, patches: Any) -> Any:
@@ -37,7 +37,7 @@ def row_positions() -> Mend:
 
         return planted
 
-    return replace_name(data.loader, "pack_row", make)
+    return replace_name(data.rows, "pack_row", make)
 
 
 def label_mask_encoded() -> Mend:

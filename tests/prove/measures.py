@@ -12,8 +12,8 @@ import torch
 import tests.harness.layouts as layouts
 from data.errors import ShardFault
 from data.index import open_index
-from data.loader import build_reader, open_indexes
 from data.plan import Cursor, Plan
+from data.rows import build_reader, open_indexes
 from data.tokenizer import load_tokenizer
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device

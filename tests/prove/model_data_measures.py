@@ -14,10 +14,10 @@ from data import encode
 from data.config import DataConfig, ImageConfig, SourceConfig, VideoConfig
 from data.index import build_index
 from data.lengths import sample_lengths
-from data.loader import build_reader
 from data.media import PatchReader
 from data.pictures import decode_image, image_size
 from data.plan import RowPlan
+from data.rows import build_reader
 from data.shards import write_shards
 from data.tokenizer import load_tokenizer
 from data.types import MediaSize, RawSample

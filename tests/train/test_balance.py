@@ -7,8 +7,8 @@ import pytest
 
 import train.balance
 from data.index import open_index
-from data.loader import build_reader, open_indexes
 from data.plan import Cursor, Plan
+from data.rows import build_reader, open_indexes
 from data.tokenizer import load_tokenizer
 from model.flops import Work, row_work
 from parallel.config import ParallelConfig

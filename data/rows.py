@@ -1,0 +1,134 @@
+"""Rows as they are trained on: read, checked, decoded, packed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from data.config import IGNORE, DataConfig
+from data.encode import encode_sample
+from data.errors import MismatchError, SampleError
+from data.index_file import Index, open_index
+from data.lengths import capped
+from data.media import PatchReader
+from data.plan import RowPlan, sample_id
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.types import EncodedSample, Float32, MediaSize, PackedRow, RawSample
+
+NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
+
+
+def open_indexes(config: DataConfig) -> list[Index]:
+    """The index of every source, checked against shards and tokenizer. Raises MismatchError with the source's name."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    indexes = []
+    for source in config.sources:
+        try:
+            index = open_index(source.path)
+            index.check(tokenizer)
+        except ValueError as error:
+            raise MismatchError(f"source {source.name!r} at {source.path}: {error}") from None
+        indexes.append(index)
+    return indexes
+
+
+def build_reader(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Index] | None = None) -> "RowReader":
+    """A reader of the configured sources; opens their indexes unless they are given."""
+    return RowReader(config, tokenizer, open_indexes(config) if indexes is None else indexes)
+
+
+def open_reader(config: DataConfig) -> "RowReader":
+    """The reader of a process of its own. Shards are not compared with the index again: the trainer has done so."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    return RowReader(config, tokenizer, [open_index(source.path) for source in config.sources])
+
+
+class RowReader:
+    """Builds packed rows from row plans. For one thread at a time."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Index]) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._indexes = indexes
+        self._patches = PatchReader(config.image, config.video)
+
+    def read(
+        self,
+        row: RowPlan,
+        bad: Mapping[tuple[int, int], str] = NONE_BAD,
+        begin: Callable[[tuple[int, int]], None] = lambda _: None,
+    ) -> tuple[PackedRow, list[dict[str, Any]]]:
+        """The row, and a record for each sample that could not be decoded.
+
+        Such a sample keeps its planned place, tokens and positions, with zero pixels and no targets. Raises
+        ShardFault if stored bytes are wrong twice, MismatchError if a sample's length is not the planned one.
+
+        Args:
+            bad: samples that are not to be decoded -> why.
+            begin: told of each sample before it is touched.
+        """
+        patches = np.empty((row.num_patches, self._config.image.patch_dim), dtype=np.float32)
+        encoded: list[EncodedSample] = []
+        records: list[dict[str, Any]] = []
+        place = 0
+        for source_id, index in row.samples:
+            begin((source_id, index))
+            raw, sizes, sample = self._encode(source_id, index, row.caps.get((source_id, index)))
+            end = place + int(sample.grids.prod(axis=1).sum())
+            if end > row.num_patches:
+                raise MismatchError(f"sample {index} of source {source_id} has more patches than its row has left")
+            try:
+                if (source_id, index) in bad:
+                    raise SampleError(bad[source_id, index])
+                self._patches.read_into(raw, sample.media, sizes, patches[place:end], row.caps.get((source_id, index)))
+            except SampleError as error:
+                patches[place:end] = 0
+                sample.targets[:] = IGNORE
+                records.append(self._record(source_id, index, raw.key, str(error)))
+            encoded.append(sample)
+            place = end
+        packed = pack_row(row, encoded, patches)
+        if len(packed.tokens) != row.num_tokens or place != row.num_patches:
+            raise MismatchError(
+                f"a row was planned with {row.num_tokens} tokens and {row.num_patches} patches but has "
+                f"{len(packed.tokens)} and {place}; was the index built with this tokenizer?"
+            )
+        return packed, records
+
+    def close(self) -> None:
+        """End the decoder's process."""
+        self._patches.close()
+
+    def _encode(self, source_id: int, index: int, cap: int | None) -> tuple[RawSample, list[MediaSize], EncodedSample]:
+        raw = self._indexes[source_id].read_raw(index)
+        sizes = self._indexes[source_id].media_sizes(index)
+        image, video = capped(self._config.image, self._config.video, cap)
+        return raw, sizes, encode_sample(raw.content, sizes, self._tokenizer, image, video)
+
+    def _record(self, source_id: int, index: int, key: str, reason: str) -> dict[str, Any]:
+        return {
+            "sample_id": sample_id(source_id, index),
+            "source": self._config.sources[source_id].name,
+            "index": index,
+            "key": key,
+            "where": self._indexes[source_id].where(index),
+            "reason": reason,
+        }
+
+
+def pack_row(row: RowPlan, encoded: Sequence[EncodedSample], patches: Float32) -> PackedRow:
+    """Lay samples end to end; only `visual_index` is shifted, positions start anew in each sample."""
+    lengths = np.array([len(sample.tokens) for sample in encoded], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    return PackedRow(
+        tokens=np.concatenate([sample.tokens for sample in encoded]),
+        targets=np.concatenate([sample.targets for sample in encoded]),
+        positions=np.concatenate([sample.positions for sample in encoded], axis=1),
+        segment_lengths=lengths,
+        grids=np.concatenate([sample.grids for sample in encoded]),
+        visual_index=np.concatenate([s.visual_index + start for s, start in zip(encoded, starts, strict=True)]),
+        patches=patches,
+        sample_ids=np.array([sample_id(*sample) for sample in row.samples], dtype=np.int64),
+        source_ids=np.array([source_id for source_id, _ in row.samples], dtype=np.int64),
+    )
