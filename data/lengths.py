@@ -8,9 +8,9 @@ from data.config import LEAST_TOKENS, DataConfig, ImageConfig, VideoConfig
 from data.encode import media_grid
 from data.errors import BudgetError, SampleError
 from data.images import MAX_ASPECT, fitted_sides
-from data.index_file import KINDS, Index
+from data.index_file import KINDS
 from data.jit import compiled
-from data.types import Int64, MediaSize
+from data.types import Int64, MediaSize, SampleIndex
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class SourceLengths:
     """Sample number -> visual tokens that each of its pictures and clips may have, where it had to be shrunk."""
 
 
-def source_lengths(config: DataConfig, source_id: int, index: Index) -> SourceLengths:
+def source_lengths(config: DataConfig, source_id: int, index: SampleIndex) -> SourceLengths:
     """Lengths within the row's budgets. Raises BudgetError that says which samples are too long for `data.too_long`."""
     name = config.sources[source_id].name
     tokens, patches = sample_lengths(index, config.image, config.video)
@@ -42,7 +42,7 @@ def source_lengths(config: DataConfig, source_id: int, index: Index) -> SourceLe
     return SourceLengths(tokens=tokens, patches=patches, caps=caps)
 
 
-def sample_lengths(index: Index, image: ImageConfig, video: VideoConfig) -> tuple[Int64, Int64]:
+def sample_lengths(index: SampleIndex, image: ImageConfig, video: VideoConfig) -> tuple[Int64, Int64]:
     """(tokens, patches) of every sample of an index, by the pure size functions. Raises BudgetError."""
     text = np.asarray(index.columns["num_text_tokens"]).astype(np.int64)
     ends = np.asarray(index.columns["media_end"]).astype(np.int64)
@@ -69,7 +69,7 @@ class _NoRule(Exception):
         self.row = row
 
 
-def _picture_patches(index: Index, rows: Int64, image: ImageConfig) -> Int64:
+def _picture_patches(index: SampleIndex, rows: Int64, image: ImageConfig) -> Int64:
     height, width = (np.asarray(index.columns[f"media_{side}"])[rows].astype(np.int64) for side in ("height", "width"))
     shorter, longer = np.minimum(height, width), np.maximum(height, width)
     for row in rows[(shorter < 1) | (longer > MAX_ASPECT * shorter)][:1].tolist():
@@ -90,7 +90,7 @@ def _fitted_pixels(height: Int64, width: Int64, factor: int, min_pixels: int, ma
     return pixels
 
 
-def _clip_patches(index: Index, rows: Int64, image: ImageConfig, video: VideoConfig) -> Int64:
+def _clip_patches(index: SampleIndex, rows: Int64, image: ImageConfig, video: VideoConfig) -> Int64:
     names = ("height", "width", "frames", "fps")
     columns = np.stack([np.asarray(index.columns[f"media_{name}"])[rows].astype(np.float64) for name in names])
     # Few distinct sizes stand for many clips.
@@ -99,7 +99,7 @@ def _clip_patches(index: Index, rows: Int64, image: ImageConfig, video: VideoCon
     return distinct[which.reshape(-1)]
 
 
-def _patches_of(index: Index, row: int, image: ImageConfig, video: VideoConfig) -> int:
+def _patches_of(index: SampleIndex, row: int, image: ImageConfig, video: VideoConfig) -> int:
     try:
         return media_grid(index.media_size(row), image, video).num_patches
     except SampleError as error:
@@ -137,7 +137,7 @@ def _fitting_cap(config: DataConfig, sizes: list[MediaSize], text: int) -> tuple
     return low, *lengths(low)
 
 
-def _too_long(config: DataConfig, name: str, index: Index, found: Int64, tokens: Int64, patches: Int64) -> str:
+def _too_long(config: DataConfig, name: str, index: SampleIndex, found: Int64, tokens: Int64, patches: Int64) -> str:
     worst = int(found[0])
     needs = {"tokens_per_row": int(tokens[found].max()), "patches_per_row": int(patches[found].max())}
     cures = [f"raise data.{key} to {need}" for key, need in needs.items() if need > getattr(config, key)]

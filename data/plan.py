@@ -11,12 +11,11 @@ import numpy as np
 
 from data.config import DataConfig
 from data.errors import MismatchError
-from data.index_file import Index
 from data.lengths import source_lengths
 from data.order import cut_runs, endless_order, interleave, window_shares
 from data.packing import pack
 from data.permutation import order_key, permute
-from data.types import Int64
+from data.types import Int64, SampleIndex
 
 PLAN_VERSION = 3  # 3: budgets may shrink samples, and runs of samples may be packed as one
 _ITEMS_A_ROW = 8
@@ -75,7 +74,7 @@ def sample_id(source_id: int, index: int) -> int:
 class Plan:
     """Rows of any step. Holds 16 bytes for each sample; every rank computes all of it, so nothing is communicated."""
 
-    def __init__(self, config: DataConfig, indexes: Sequence[Index]) -> None:
+    def __init__(self, config: DataConfig, indexes: Sequence[SampleIndex]) -> None:
         if len(indexes) != len(config.sources):
             raise MismatchError(f"{len(config.sources)} sources are configured but {len(indexes)} indexes were given")
         self.config = config
@@ -219,7 +218,7 @@ def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
         raise MismatchError(f"the data is not that of the checkpoint: {'; '.join(wrong)}")
 
 
-def _identity(config: DataConfig, indexes: Sequence[Index]) -> dict[str, Any]:
+def _identity(config: DataConfig, indexes: Sequence[SampleIndex]) -> dict[str, Any]:
     """All that decides the order of samples and their lengths; paths, prefetch, deadlines and caches do not."""
     video = asdict(config.video)
     for key in ("timeout_seconds", "cache_dir", "cache_bytes"):

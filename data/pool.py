@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.config import DataConfig
-from data.index_file import Index
-from data.rows import RowReader
+from data.rows import RowReader, SourceIndex
 from data.tokenizer import Tokenizer
 from data.types import PackedRow
 from data.worker import Task, receive, send
@@ -82,7 +81,7 @@ class InThread:
         self._reader.close()
 
 
-def open_readers(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Index]) -> Readers:
+def open_readers(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[SourceIndex]) -> Readers:
     """The configured number of processes; with none, rows are read in the loader's thread."""
     return Workers(config) if config.workers else InThread(RowReader(config, tokenizer, indexes))
 

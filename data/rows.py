@@ -6,26 +6,33 @@ from typing import Any
 
 import numpy as np
 
-from data.config import IGNORE, DataConfig
+from data.config import IGNORE, DataConfig, SourceConfig
 from data.encode import encode_sample
 from data.errors import MismatchError, SampleError
 from data.index_file import Index, open_index
 from data.lengths import capped
 from data.media import PatchReader
+from data.mmap_text import TextIndex, is_text
 from data.plan import RowPlan, sample_id
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.types import EncodedSample, Float32, MediaSize, PackedRow, RawSample
 
+SourceIndex = Index | TextIndex
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 
-def open_indexes(config: DataConfig) -> list[Index]:
+def open_source(config: DataConfig, source: SourceConfig) -> SourceIndex:
+    """The index of a source of samples, or of token files. Raises MismatchError."""
+    return TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path)
+
+
+def open_indexes(config: DataConfig) -> list[SourceIndex]:
     """The index of every source, checked against shards and tokenizer. Raises MismatchError with the source's name."""
     tokenizer = load_tokenizer(config.tokenizer)
     indexes = []
     for source in config.sources:
         try:
-            index = open_index(source.path)
+            index = open_source(config, source)
             index.check(tokenizer)
         except ValueError as error:
             raise MismatchError(f"source {source.name!r} at {source.path}: {error}") from None
@@ -33,7 +40,7 @@ def open_indexes(config: DataConfig) -> list[Index]:
     return indexes
 
 
-def build_reader(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Index] | None = None) -> "RowReader":
+def build_reader(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[SourceIndex] | None = None) -> "RowReader":
     """A reader of the configured sources; opens their indexes unless they are given."""
     return RowReader(config, tokenizer, open_indexes(config) if indexes is None else indexes)
 
@@ -41,13 +48,13 @@ def build_reader(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Ind
 def open_reader(config: DataConfig) -> "RowReader":
     """The reader of a process of its own. Shards are not compared with the index again: the trainer has done so."""
     tokenizer = load_tokenizer(config.tokenizer)
-    return RowReader(config, tokenizer, [open_index(source.path) for source in config.sources])
+    return RowReader(config, tokenizer, [open_source(config, source) for source in config.sources])
 
 
 class RowReader:
     """Builds packed rows from row plans. For one thread at a time."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Index]) -> None:
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[SourceIndex]) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._indexes = indexes
@@ -101,8 +108,11 @@ class RowReader:
         self._patches.close()
 
     def _encode(self, source_id: int, index: int, cap: int | None) -> tuple[RawSample, list[MediaSize], EncodedSample]:
-        raw = self._indexes[source_id].read_raw(index)
-        sizes = self._indexes[source_id].media_sizes(index)
+        opened = self._indexes[source_id]
+        if isinstance(opened, TextIndex):
+            return RawSample(key=str(index), content={}, media={}), [], opened.encode(index, self._tokenizer.vocab_size)
+        raw = opened.read_raw(index)
+        sizes = opened.media_sizes(index)
         image, video = capped(self._config.image, self._config.video, cap)
         return raw, sizes, encode_sample(raw.content, sizes, self._tokenizer, image, video)
 

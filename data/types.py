@@ -4,8 +4,9 @@ Shape letters: T tokens of a row, S samples (segments), P patches, G grids (one 
 V visual tokens (P / merge_size squared), D floats of a patch (1176).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,3 +101,31 @@ class Grid:
     def num_tokens(self) -> int:
         """Places in the language model's row."""
         return self.num_patches // self.merge_size**2
+
+
+class SampleIndex(Protocol):
+    """What a plan knows of a source: samples in tar shards (index_file.py) or token files (mmap_text.py)."""
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """`num_text_tokens`, `media_end` and the `media_` columns of data/index_file.py."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides which samples there are and how long."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def media_size(self, row: int) -> MediaSize:
+        """One row of the media_ columns."""
+        ...
+
+    def media_sizes(self, i: int) -> list[MediaSize]:
+        """One for each visual part of sample i, in order of appearance."""
+        ...
+
+    def where(self, i: int) -> str:
+        """Where sample i lies, for messages."""
+        ...

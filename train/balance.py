@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.encode import media_grid
-from data.index_file import Index
 from data.plan import Cursor, Plan
+from data.types import SampleIndex
 from model.balance import balanced_split, stage_shares
 from model.flops import Work, row_work
 from parallel.config import ParallelConfig
@@ -15,7 +15,7 @@ from train.config import RunConfig
 _SAMPLES = 4096  # enough for proportions; a window may hold many more
 
 
-def settled_parallel(run: RunConfig, plan: Plan, indexes: Sequence[Index]) -> ParallelConfig:
+def settled_parallel(run: RunConfig, plan: Plan, indexes: Sequence[SampleIndex]) -> ParallelConfig:
     """The run's layout with `auto` replaced by numbers; equal on every rank, and asked again by a resumed run."""
     if run.parallel.split != "auto":
         return run.parallel
@@ -25,7 +25,7 @@ def settled_parallel(run: RunConfig, plan: Plan, indexes: Sequence[Index]) -> Pa
     return replace(run.parallel, split=split)
 
 
-def split_line(run: RunConfig, parallel: ParallelConfig, plan: Plan, indexes: Sequence[Index]) -> str:
+def split_line(run: RunConfig, parallel: ParallelConfig, plan: Plan, indexes: Sequence[SampleIndex]) -> str:
     """The split and each pipeline stage's share of the FLOPs, for people."""
     assert isinstance(parallel.split, tuple)
     shares = stage_shares(run.model, parallel, run.stage.trainable, mixture_work(plan, indexes), parallel.split)
@@ -33,7 +33,7 @@ def split_line(run: RunConfig, parallel: ParallelConfig, plan: Plan, indexes: Se
     return f"pipeline split: {list(parallel.split)} language layers; FLOPs of the pipeline stages: {said}"
 
 
-def mixture_work(plan: Plan, indexes: Sequence[Index]) -> Work:
+def mixture_work(plan: Plan, indexes: Sequence[SampleIndex]) -> Work:
     """What the first steps of the plan take, from their lengths; no sample is read."""
     work, cursor, samples = Work(), Cursor(), 0
     image, video = plan.config.image, plan.config.video

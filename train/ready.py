@@ -5,9 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from data.index_file import Index
 from data.plan import Plan, check_same_plan
-from data.rows import open_indexes
+from data.rows import SourceIndex, open_indexes
 from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from train.commits import attempts, open_commit
 from train.config import RunConfig
@@ -21,7 +20,7 @@ _SIZES = {
 }
 
 
-def open_data(run: RunConfig) -> tuple[Tokenizer, list[Index], Plan]:
+def open_data(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex], Plan]:
     """Tokenizer, indexes and plan, held to each other and to the model. Raises ValueError saying what does not fit."""
     tokenizer = load_tokenizer(run.data.tokenizer)
     check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from data.index_file import Index
 from data.loader import Loader
 from data.plan import Cursor, Plan
 from data.pool import open_readers
+from data.rows import SourceIndex
 from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
@@ -149,7 +149,7 @@ def _commit_to_resume(run: RunConfig) -> Commit | None:
     return find_commit(run.run_dir) if run.resume else None
 
 
-def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[Index], Callable[[Cursor], Loader]]:
+def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[SourceIndex], Callable[[Cursor], Loader]]:
     """Plan and indexes, which every rank follows, and how to start the loader, which only readers do."""
     tokenizer, indexes, plan = open_data(run)
 

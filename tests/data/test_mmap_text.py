@@ -1,0 +1,110 @@
+"""Token files against megatron-core's own reader and builder, which define the format."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+from data.config import IGNORE, DataConfig, SourceConfig
+from data.errors import FormatError, MismatchError
+from data.loader import Loader
+from data.mmap_text import TextIndex, build_text, is_text
+from data.plan import Cursor, Plan
+from data.pool import open_readers
+from data.rows import open_indexes
+from data.tokenizer import Tokenizer
+
+Make = Callable[..., Any]
+TEXTS = ["left and right", "one <|im_end|> two", "a " * 400, "Grüße, 世界"]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    lines[2:2] = ['{"txt": 1}', "not json", '{"text": ""}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    refused = build_text(tmp_path / "in.jsonl", tmp_path / "out" / "corpus", tokenizer)
+    assert [line.split(":")[0] for line in refused] == ["line 3", "line 4", "line 5"]
+    return tmp_path / "out" / "corpus"
+
+
+def test_megatron_reads_what_is_written(prefix: Path, tokenizer: Tokenizer) -> None:
+    theirs = IndexedDataset(str(prefix))
+    assert len(theirs) == len(TEXTS) and theirs.document_indices.tolist() == [0, 1, 2, 3, 4]
+    for document, text in zip(theirs, TEXTS, strict=True):
+        assert document.tolist() == [*tokenizer.encode(text), tokenizer.ids.end_of_text]
+    assert sorted(path.name for path in prefix.parent.iterdir()) == ["corpus.bin", "corpus.idx", "corpus.json"]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_what_megatron_writes_is_read(dtype: Any, tmp_path: Path) -> None:
+    """Documents of several sequences are whole; one that no row takes is cut into samples."""
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
+    documents = [[[5, 6, 7], [8]], [[9] * 25], [[], [10, 11]]]
+    for sequences in documents:
+        for sequence in sequences:
+            builder.add_item(torch.tensor(sequence, dtype=torch.int64))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    index = TextIndex(tmp_path / "theirs", max_tokens=10)
+    samples = [index.encode(i, 100).tokens.tolist() for i in range(len(index))]
+    assert samples == [[5, 6, 7, 8], [9] * 10, [9] * 10, [9] * 5, [10, 11]]
+    assert index.columns["num_text_tokens"].tolist() == [4, 10, 10, 5, 2]
+    assert index.encode(0, 100).targets.tolist() == [6, 7, 8, IGNORE]
+    assert index.where(3) == "theirs.bin, document 1, tokens [24:29]"
+    with pytest.raises(MismatchError, match=r"document 1.*token ids from 9 to 9, the tokenizer has 9"):
+        index.encode(1, 9)
+
+
+def test_text_mixes_with_samples_in_one_plan(
+    prefix: Path, make_source: Make, make_config: Make, tokenizer: Tokenizer
+) -> None:
+    config: DataConfig = make_config(make_source(clips=False))
+    config = replace(config, sources=(*config.sources, SourceConfig(name="text", path=str(prefix), weight=0.5)))
+    assert is_text(str(prefix)) and not is_text(config.sources[0].path)
+    indexes = open_indexes(config)
+    loader = Loader(
+        config, Plan(config, indexes), open_readers(config, tokenizer, indexes), 0, 1, Cursor(), lambda _: None
+    )
+    seen = []
+    for _ in range(3):
+        for row in loader.next_step()[1]:
+            starts = [0, *row.segment_lengths.cumsum().tolist()]
+            for source, start, end in zip(row.source_ids.tolist(), starts, starts[1:], strict=False):
+                if source == 1:
+                    seen.append(row.tokens[start:end].tolist())
+                    assert row.positions[:, start:end].tolist() == [list(range(end - start))] * 3
+                    assert row.targets[start:end].tolist() == [*row.tokens[start + 1 : end].tolist(), IGNORE]
+    loader.close()
+    assert [*tokenizer.encode(TEXTS[0]), tokenizer.ids.end_of_text] in seen and len(seen) > 4
+
+
+def test_files_that_do_not_fit_are_refused(
+    prefix: Path, make_config: Make, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    idx = prefix.with_name("corpus.idx")
+    whole = idx.read_bytes()
+    for damaged, message in (
+        (b"nothing", "no index of megatron-core's token files"),
+        (whole[:-8], "do not fit together"),
+        (whole[:34] + (99).to_bytes(4, "little") + whole[38:], "is damaged"),
+        (whole[:46] + (9999).to_bytes(4, "little") + whole[50:], r"corpus\.bin has \d+ bytes where .*idx wants \d+"),
+        (whole[:-8] + bytes(8), "is damaged"),
+    ):
+        idx.write_bytes(damaged)
+        with pytest.raises(MismatchError, match=message):
+            TextIndex(prefix, 100)
+    idx.write_bytes(whole)
+    prefix.with_name("corpus.json").write_text(json.dumps({"tokenizer": "another"}))
+    with pytest.raises(MismatchError, match="made with the tokenizer of digest another"):
+        TextIndex(prefix, 100).check(tokenizer)
+    (tmp_path / "empty.jsonl").write_text("{}\n")
+    with pytest.raises(FormatError, match="no line that can be used"):
+        build_text(tmp_path / "empty.jsonl", tmp_path / "none", tokenizer)
+    assert not list(tmp_path.glob("*none*"))
