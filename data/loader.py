@@ -29,7 +29,7 @@ def open_indexes(config: DataConfig) -> list[Index]:
     indexes = []
     for source in config.sources:
         try:
-            index = open_index(source.path)
+            index = open_index(source.path, source.index)
             index.check(tokenizer)
         except ValueError as error:
             raise MismatchError(f"source {source.name!r} at {source.path}: {error}") from None
