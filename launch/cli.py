@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.checkout import check_checkout
-from launch.cli_data import add_index, at_least_one
+from launch.cli_data import add_index, add_pack, at_least_one
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.set_defaults(command=_resume)
 
     _add_checkpoint(commands.add_parser("checkpoint", help="look at, check and convert checkpoints"))
+
+    add_pack(commands.add_parser("pack", help="write shards from a file of conversations and a folder of pictures"))
 
     add_index(commands.add_parser("index", help="index a folder of shards, once before training on it"))
 

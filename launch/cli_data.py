@@ -23,6 +23,17 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_index)
 
 
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    """Of `triptych pack`."""
+    parser.add_argument("records", type=Path, help="JSON list or JSON lines: LLaVA, ShareGPT or Qwen messages")
+    parser.add_argument(
+        "--media", type=Path, required=True, help="folder in which the names of pictures and clips begin"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument("--samples-per-shard", type=at_least_one, default=1000, help="default: 1000")
+    parser.set_defaults(command=_pack)
+
+
 def at_least_one(text: str) -> int:
     """A whole number, for argparse."""
     number = int(text) if text.isdecimal() else 0
@@ -45,3 +56,9 @@ def _index(options: argparse.Namespace) -> int:
         decode_pictures=options.decode_pictures,
         skip_damaged=options.skip_damaged_shards,
     )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from launch.indexing import pack
+
+    return pack(options.records, options.media, options.output, options.samples_per_shard)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import MismatchError
+from data.formats.pack import REPORT
+from data.formats.pack import pack as pack_records
 from data.formats.stored import OURS
 from data.index import build_index, open_index
 from data.index_check import compare_with_shards
@@ -69,6 +71,22 @@ def check(source: str, tokenizer: Path, *, output: Path | None = None, readers: 
     return 1 if faults else 0
 
 
+def pack(records: Path, media: Path, output: Path, samples_per_shard: int) -> int:
+    """Write shards from a file of conversations; 1 if something of it does not map, which the report lists."""
+    line = _Line()
+    try:
+        packed = pack_records(records, media, output, samples_per_shard, line.packed)
+    except KeyboardInterrupt:
+        line.end()
+        print(f"interrupted; nothing was written to {output}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        line.end()
+    print(f"{packed.samples} of {packed.records} samples are in {output}", end="")
+    print(f"; {packed.listed} thing(s) did not map, listed in {output / REPORT}" if packed.listed else "")
+    return 1 if packed.listed else 0
+
+
 def _left_out(meta: dict[str, Any]) -> Iterator[str]:
     """What the index does not hold, in a few lines."""
     for name, what in (("damaged", "damaged shard(s)"), ("refused", "sample(s)")):
@@ -96,6 +114,11 @@ class _Line:
         left = seconds / done * (shards - done)
         rate = f"{samples / seconds:.0f} a second" + (f", {left:.0f} s left" if done < shards else "")
         self._write(f"{done} of {shards} shards, {samples} samples, {rate}")
+
+    def packed(self, records: int, samples: int) -> None:
+        """After each record."""
+        if records % 100 == 0:
+            self._write(f"{records} records read, {samples} samples kept")
 
     def checked(self, done: int, shards: int) -> None:
         """After each shard of a check."""

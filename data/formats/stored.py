@@ -72,7 +72,7 @@ def read_webdataset(key: str, members: Mapping[str, bytes]) -> RawSample:
         converted = convert_record(record, [kind for kind, _, _ in media])
     except FormatError as error:
         raise FormatError(f"sample {key}: {error}") from None
-    unmapped += [f"field {name}: {reason}" for name, reason in converted.unmapped]
+    unmapped += [f"{name}: {reason}" for name, reason in converted.unmapped]
     return RawSample(
         key=key,
         content=converted.content | ({"unmapped": unmapped} if unmapped else {}),
