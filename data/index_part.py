@@ -114,7 +114,7 @@ class PartRows:
         columns = {name: np.array(self._lists[name], dtype=COLUMNS[name]) for name in _LOCAL}
         if self._torn:
             kept = np.array([key not in self._torn for key in self._keys], dtype=bool)
-            visual = np.repeat(kept, columns["media_end"])
+            visual = np.repeat(kept, columns["media_end"].astype(np.int64))
             columns = {
                 name: column[visual if name.startswith("media_") and name != "media_end" else kept]
                 for name, column in columns.items()
