@@ -58,7 +58,7 @@ def limit_memory(nbytes: int) -> None:
 
 
 def keep_stdout() -> IO[bytes]:
-    """The real stdout, for replies alone: what libraries print goes to stderr from here on."""
-    replies = os.fdopen(os.dup(1), "wb")
+    """The real stdout, unbuffered, for replies alone: what libraries print goes to stderr from here on."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     return replies

@@ -111,7 +111,8 @@ def main() -> None:
                     traceback.print_exc()
                 reply = {"fault": named, "text": str(error)}
             replies.write(json.dumps(reply).encode() + b"\n")
-            replies.flush()
+    except BrokenPipeError:
+        pass  # the parent has gone; parts that are finished stay
     finally:
         if indexer is not None:
             indexer.close()

@@ -5,6 +5,7 @@ files that were handed down. For each picture a line goes to the other file, at 
 it has none. A line on stdout says that all are done, and the first one that the process is there.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -39,16 +40,15 @@ def main() -> None:
     limit_memory(MEMORY_BYTES)
     stdout = keep_stdout()
     pictures, replies, decode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "decode"
-    stdout.write(b"ready\n")
-    stdout.flush()
-    for line in sys.stdin.buffer:
-        place = told = 0
-        for length in json.loads(line):
-            found = look(os.pread(pictures, length, place), decode)
-            told += os.pwrite(replies, json.dumps(found).encode() + b"\n", told)
-            place += length
-        stdout.write(b"done\n")
-        stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        stdout.write(b"ready\n")
+        for line in sys.stdin.buffer:
+            place = told = 0
+            for length in json.loads(line):
+                found = look(os.pread(pictures, length, place), decode)
+                told += os.pwrite(replies, json.dumps(found).encode() + b"\n", told)
+                place += length
+            stdout.write(b"done\n")
 
 
 if __name__ == "__main__":
