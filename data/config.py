@@ -9,10 +9,12 @@ LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """One folder of shards with its `index/` in it."""
+    """One folder of shards and its index."""
 
     name: str
     path: str
+    index: str | None = None
+    """Folder of the index; None is PATH/index. Shards that lie in no folder (`oss://`) need one."""
     weight: float = 1.0
     """Share of every window, relative to the other sources; `data.weights_are` says of what."""
 

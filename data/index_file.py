@@ -6,9 +6,7 @@ size and digest (never by time stamps, which copies change), and the tokenizer a
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,15 @@ from numpy.typing import NDArray
 
 from data.encode import TEMPLATE_DIGEST
 from data.errors import MismatchError, ShardFault
+from data.formats.stored import FORMATS
 from data.shards import parse_sample
 from data.store import ShardStore, open_store
 from data.tokenizer import Tokenizer
 from data.types import MediaSize, RawSample
 
-VERSION = 2  # raise it also when other sizes are measured: 2 turns pictures as EXIF says and opens more formats
+# Raise it also when other sizes are measured: 2 turns pictures as EXIF says and opens more formats. 3 knows the format
+# of the shards and their etags, and leaves out samples with a member that no part shows.
+VERSION = 3
 KINDS = ("image", "video")
 COLUMNS = {
     "shard": "<u4",  # (N,) number of the shard in index.json
@@ -48,6 +49,8 @@ class ShardInfo:
     name: str
     size: int
     digest: str
+    etag: str | None = None
+    """As the store told it; None of a local folder."""
 
 
 class Index:
@@ -86,11 +89,11 @@ class Index:
 
     def read_bytes(self, i: int) -> bytes:
         """The stored bytes of sample i, checked. Fetched again once if wrong; then raises ShardFault."""
-        shard = self.shards[self.columns["shard"][i]].name
+        shard = self.shards[self.columns["shard"][i]]
         offset, nbytes, expected = (int(self.columns[name][i]) for name in ("offset", "nbytes", "crc32c"))
         found = []
         for _ in range(2):
-            data = self.store.read_range(shard, offset, nbytes)
+            data = self.store.read_range(shard.name, offset, nbytes, shard.etag)
             if len(data) == nbytes and google_crc32c.value(data) == expected:
                 return data
             found.append(f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x}")
@@ -101,7 +104,7 @@ class Index:
 
     def read_raw(self, i: int) -> RawSample:
         """Sample i, parsed."""
-        return parse_sample(self.read_bytes(i))
+        return parse_sample(self.read_bytes(i), self.meta["format"])
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse other tokens or changed shards; raises MismatchError that lists every difference."""
@@ -110,54 +113,92 @@ class Index:
             wrong.append(f"its tokenizer has digest {self.meta['tokenizer']}, this one {tokenizer.digest}")
         if self.meta["template"] != TEMPLATE_DIGEST:
             wrong.append(f"its chat template has digest {self.meta['template']}, this code's {TEMPLATE_DIGEST}")
-        present = {stored.name: stored.size for stored in self.store.list(".tar")}
-        for shard in self.shards:
-            if shard.name not in present:
-                wrong.append(f"shard {shard.name} is gone")
-            elif present[shard.name] != shard.size:
-                wrong.append(f"shard {shard.name} has {present[shard.name]} bytes, was indexed with {shard.size}")
-        known = {shard.name for shard in self.shards}
-        wrong.extend(f"shard {name} is not in the index" for name in sorted(present.keys() - known))
+        name, version = self.meta["format"], self.meta["format_version"]
+        known = {name: each.version for name, each in FORMATS.items()}
+        if known.get(name) != version:
+            wrong.append(f"it reads its shards as {name} {version}, this code knows {known}")
+        wrong.extend(self.shard_faults())
         if wrong:
             shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
             raise MismatchError(f"index does not fit: {shown}. Build it again with `triptych index`")
 
+    def shard_faults(self) -> list[str]:
+        """How the shards that are there differ from those that were indexed, as far as a listing tells."""
+        wrong = []
+        present = {stored.name: stored for stored in self.store.list(".tar")}
+        for shard in self.shards:
+            stored = present.get(shard.name)
+            if stored is None:
+                wrong.append(f"shard {shard.name} is gone")
+            elif stored.size != shard.size:
+                wrong.append(f"shard {shard.name} has {stored.size} bytes, was indexed with {shard.size}")
+            elif shard.etag is not None and stored.etag is not None and stored.etag != shard.etag:
+                wrong.append(f"shard {shard.name} has etag {stored.etag}, was indexed with {shard.etag}")
+        known = {shard.name for shard in self.shards}
+        wrong.extend(f"shard {name} is not in the index" for name in sorted(present.keys() - known))
+        return wrong
 
-def open_index(folder: str | Path) -> Index:
-    """Open `folder/index/`. Raises MismatchError if it is absent, of another version, or damaged."""
-    place = Path(folder) / "index"
+
+def index_folder(source: str | Path, index: str | Path | None = None) -> Path:
+    """Where the index of a source lies: `index`, or `source/index`. Raises ValueError if it has to be said."""
+    if index is not None:
+        return Path(index)
+    scheme, separator, _ = str(source).partition("://")
+    if separator and scheme != "file":
+        raise ValueError(
+            f"{source}: an index is a local folder; name it, with `triptych index {source} --output FOLDER` and as "
+            f"`index` of the source in the recipe"
+        )
+    return Path(str(source).removeprefix("file://")) / "index"
+
+
+def open_index(source: str | Path, index: str | Path | None = None) -> Index:
+    """Open the index of `source` in the folder `index`, without which it is `source/index`.
+
+    Raises MismatchError if it is absent, of another version, or damaged.
+    """
+    place = index_folder(source, index)
+    again = f"`triptych index {source} --tokenizer FOLDER{f' --output {index}' if index is not None else ''}`"
     if not (place / "index.json").is_file():
-        raise MismatchError(f"no index in {place}; build it with `triptych index {folder} --tokenizer FOLDER`")
-    meta = json.loads((place / "index.json").read_text("utf-8"))
+        raise MismatchError(f"no index in {place}; build it with {again}")
+    try:
+        meta = json.loads((place / "index.json").read_text("utf-8"))
+    except ValueError as error:
+        raise MismatchError(f"{place / 'index.json'} is damaged ({error}); build it again with {again}") from None
     if meta.get("version") != VERSION:
         raise MismatchError(
-            f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again with "
-            f"`triptych index {folder} --tokenizer FOLDER`"
+            f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again with {again}"
         )
     columns = {}
     for name, dtype in COLUMNS.items():
         path = place / f"{name}.npy"
         if not path.is_file() or _digest_file(path) != meta["columns"][name]:
-            raise MismatchError(f"{path} is missing or damaged; build the index again with `triptych index {folder}`")
+            raise MismatchError(f"{path} is missing or damaged; build the index again with {again}")
         columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         assert columns[name].dtype == np.dtype(dtype), (name, columns[name].dtype)
-    return Index(open_store(folder), meta, columns)
+    return Index(open_store(source), meta, columns)
 
 
-def write_index(folder: Path, meta: dict[str, Any], shards: list[ShardInfo], lists: dict[str, list]) -> None:
-    """Write all files beside the old index, then swap: a reader meets the old one or the new one, never a mixture."""
-    fresh = folder / f".index.{os.getpid()}.part"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+def write_index(
+    place: Path, meta: dict[str, Any], shards: Sequence[ShardInfo], columns: Mapping[str, Sequence | NDArray]
+) -> None:
+    """Write the files of an index into the folder `place`, index.json last.
+
+    In between there is no index: a reader meets the old one, none or the new one, never a mixture; maps of the old
+    files that are open stay what they are.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "index.json").unlink(missing_ok=True)
     digests = {}
     for name, dtype in COLUMNS.items():
-        path = fresh / f"{name}.npy"
-        np.save(path, np.array(lists[name], dtype=dtype), allow_pickle=False)
-        digests[name] = _digest_file(path)
+        unfinished = place / f"{name}.unfinished.npy"
+        np.save(unfinished, np.asarray(columns[name], dtype=dtype), allow_pickle=False)
+        digests[name] = _digest_file(unfinished)
+        unfinished.replace(place / f"{name}.npy")
     full = {"version": VERSION, "shards": [asdict(shard) for shard in shards], "columns": digests, **meta}
-    (fresh / "index.json").write_text(json.dumps(full, indent=1, sort_keys=True), "utf-8")
-    shutil.rmtree(folder / "index", ignore_errors=True)
-    fresh.rename(folder / "index")
+    unfinished = place / "index.unfinished.json"
+    unfinished.write_text(json.dumps(full, indent=1, sort_keys=True), "utf-8")
+    unfinished.replace(place / "index.json")
 
 
 def digest_chunks(read: Callable[[int, int], bytes], size: int) -> str:

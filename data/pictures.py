@@ -78,7 +78,8 @@ def _header(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise SampleError(f"picture above {MAX_DECODED_PIXELS} pixels: {error}") from error
     except Exception as error:
-        raise SampleError(f"not a picture of the formats {', '.join(FORMATS)}: {error}") from error
+        reason = str(error).partition(" <_io.")[0]  # Pillow names the stream by its address, which no two runs share
+        raise SampleError(f"not a picture of the formats {', '.join(FORMATS)}: {reason}") from error
     if picture.width * picture.height > MAX_DECODED_PIXELS:
         raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
     if picture.mode not in _SHOWN | _WIDE and (picture.mode, picture.format) != ("I", "PNG"):

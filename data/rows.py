@@ -23,7 +23,7 @@ NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 def open_source(config: DataConfig, source: SourceConfig) -> SourceIndex:
     """The index of a source of samples, or of token files. Raises MismatchError."""
-    return TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path)
+    return TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path, source.index)
 
 
 def open_indexes(config: DataConfig) -> list[SourceIndex]:

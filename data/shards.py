@@ -8,12 +8,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import webdataset
+from typing import TYPE_CHECKING
 
 from data.errors import FormatError
+from data.formats.stored import FORMATS, OURS
 from data.store import ShardStore
 from data.types import RawSample
+
+if TYPE_CHECKING:
+    import webdataset
 
 BLOCK = 512
 CHUNK = 4 << 20
@@ -40,52 +43,45 @@ class StoredSample:
     key: str
     offset: int
     data: bytes
+    again: bool = False
+    """The key was there before, with other members in between: nobody knows what belongs together."""
 
 
-def scan_shard(store: ShardStore, name: str) -> Iterator[StoredSample]:
-    """Every sample of a shard in order. Raises FormatError for a damaged or truncated tar, or a key that comes back."""
+def scan_shard(
+    store: ShardStore, name: str, etag: str | None = None, watch: Callable[[bytes], object] | None = None
+) -> Iterator[StoredSample]:
+    """Every sample of a shard in order; each byte is fetched once, and shown to `watch` in order.
+
+    Raises FormatError, with shard and byte, for a damaged or truncated tar.
+    """
     size = store.size(name)
     seen: set[str] = set()
     group: list[Member] = []
-    read = _buffered(store, name, size)
+    stream = _Stream(lambda offset, length: store.read_range(name, offset, length, etag), size, watch)
     try:
-        for member in _members(read, size):
+        for member in _members(stream.read, size):
             if group and member.key != group[0].key:
-                yield _stored(group, read)
+                yield _stored(group, stream, seen)
                 group = []
             if not group:
-                if member.key in seen:
-                    raise FormatError(
-                        f"key {member.key!r} comes back at byte {member.start}; keep its members adjacent"
-                    )
-                seen.add(member.key)
+                stream.forget(member.start)
             group.append(member)
         if group:
-            yield _stored(group, read)
+            yield _stored(group, stream, seen)
     except FormatError as error:
         raise FormatError(f"shard {name} ({size} bytes): {error}") from None
 
 
-def parse_sample(data: bytes) -> RawSample:
-    """The members in one sample's byte range. Raises FormatError."""
-    content = None
-    media: dict[int, tuple[str, bytes]] = {}
+def parse_sample(data: bytes, format_name: str = OURS) -> RawSample:
+    """The sample in a byte range that `scan_shard` gave, read by one of FORMATS. Raises FormatError."""
     key = ""
+    found: dict[str, bytes] = {}
     for member in _members(lambda offset, length: data[offset : offset + length], len(data), ranged=True):
         key = member.key
-        payload = data[member.data : member.data + member.size]
-        if member.suffix == "json":
-            content = _parse_json(key, payload)
-            continue
-        number, _, extension = member.suffix.partition(".")
-        if not (number.isascii() and number.isdigit() and len(number) < 6 and extension):
-            raise FormatError(f"member {key}.{member.suffix} is neither KEY.json nor KEY.<number>.<extension>")
-        if int(number) in media:
-            raise FormatError(f"sample {key} has two members with number {int(number)}")
-        media[int(number)] = extension.lower(), payload
-    if content is None:
-        raise FormatError(f"sample {key} has no member {key}.json")
-    return RawSample(key=key, content=content, media=media)
+        if member.suffix in found:
+            raise FormatError(f"sample {key} has two members {key}.{member.suffix}")
+        found[member.suffix] = data[member.data : member.data + member.size]
+    return FORMATS[format_name].read(key, found)
 
 
 def write_shards(folder: str | Path, name: str, samples: Iterable[RawSample], samples_per_shard: int) -> list[Path]:
@@ -93,6 +89,8 @@ def write_shards(folder: str | Path, name: str, samples: Iterable[RawSample], sa
 
     Each shard appears under its name only when complete.
     """
+    import webdataset  # which imports torch: two seconds that no reader of shards has to wait
+
     paths: list[Path] = []
     writer = None
     try:
@@ -127,33 +125,41 @@ def _finish(writer: "webdataset.TarWriter | None", paths: list[Path]) -> None:
         _unfinished(paths[-1]).replace(paths[-1])
 
 
-def _parse_json(key: str, payload: bytes) -> dict:
-    try:
-        content = json.loads(payload.decode("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{key}.json is not UTF-8 JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FormatError(f"{key}.json must be an object, got {type(content).__name__}")
-    return content
+class _Stream:
+    """A shard from its first byte to its last, in requests of at least CHUNK; holds what came since `forget`."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, watch: Callable[[bytes], object] | None) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._watch = watch
+        self._at = 0  # of the first byte that is held
+        self._held = b""
+        self._keep = 0
+
+    def forget(self, place: int) -> None:
+        """Nothing before `place` will be read again."""
+        self._keep = place
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As of a store; `offset` lies behind what is forgotten."""
+        end = min(offset + length, self._size)
+        while (have := self._at + len(self._held)) < end:
+            part = self._fetch(have, min(max(CHUNK, end - have), self._size - have))
+            if not part:
+                break
+            if self._watch is not None:
+                self._watch(part)
+            old = self._held[max(0, self._keep - self._at) :]
+            self._held, self._at = old + part, have - len(old)
+        assert offset >= self._at, (offset, self._at)
+        return self._held[offset - self._at : end - self._at]
 
 
-def _stored(group: list[Member], read: Callable[[int, int], bytes]) -> StoredSample:
-    start, end = group[0].start, group[-1].end
-    return StoredSample(key=group[0].key, offset=start, data=read(start, end - start))
-
-
-def _buffered(store: ShardStore, name: str, size: int) -> Callable[[int, int], bytes]:
-    """Reads served from one window, since headers are 512 bytes and a request may be a network round trip."""
-    window = b""
-    at = 0
-
-    def read(offset: int, length: int) -> bytes:
-        nonlocal window, at
-        if not at <= offset <= offset + length <= at + len(window):
-            at, window = offset, store.read_range(name, offset, min(max(length, CHUNK), size - offset))
-        return window[offset - at : offset - at + length]
-
-    return read
+def _stored(group: list[Member], stream: _Stream, seen: set[str]) -> StoredSample:
+    start, end, key = group[0].start, group[-1].end, group[0].key
+    again = key in seen
+    seen.add(key)
+    return StoredSample(key=key, offset=start, data=stream.read(start, end - start), again=again)
 
 
 def _members(read: Callable[[int, int], bytes], size: int, ranged: bool = False) -> Iterator[Member]:

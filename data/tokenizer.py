@@ -45,7 +45,7 @@ _GROUNDING = re.compile("(" + "|".join(map(re.escape, GROUNDING_NAMES)) + ")")
 class Tokenizer:
     """Text to ids and back. In text only the grounding specials become special tokens."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, digest: str) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, digest: str, folder: str | Path = "") -> None:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         missing = [name for name in SPECIAL_NAMES.values() if name not in vocabulary]
         if missing:
@@ -55,6 +55,7 @@ class Tokenizer:
             )
         self.ids = TokenIds(**{key: vocabulary[name] for key, name in SPECIAL_NAMES.items()})
         self.digest = digest
+        self.folder = Path(folder)  # from which other processes load it as well
         self._backend = backend
         self.vocab_size = max(vocabulary.values()) + 1
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
@@ -87,6 +88,13 @@ class Tokenizer:
             place += len(piece)
         return ids, starts
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as `encode` gives them; many at once take a fraction of the time."""
+        pieces = [[piece for piece in _GROUNDING.split(text) if piece] for text in texts]
+        plain = [piece for split in pieces for piece in split if piece not in self._grounding]
+        lengths = iter([len(each) for each in self._backend.encode_batch_fast(plain, add_special_tokens=False)])
+        return [sum(1 if piece in self._grounding else next(lengths) for piece in split) for split in pieces]
+
     def _encode_plain(self, text: str) -> tuple[list[int], list[int]]:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
@@ -106,7 +114,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
     except Exception as error:  # the library raises no narrower one
         raise MismatchError(f"{path} cannot be read as a tokenizer: {error}") from error
-    return Tokenizer(backend, hashlib.blake2b(text, digest_size=16).hexdigest())
+    return Tokenizer(backend, hashlib.blake2b(text, digest_size=16).hexdigest(), folder)
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, model_ids: Mapping[str, int] | None = None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.checkout import check_checkout
+from launch.cli_data import add_index, add_pack, at_least_one
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
@@ -57,10 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_checkpoint(commands.add_parser("checkpoint", help="look at, check and convert checkpoints"))
 
-    index = commands.add_parser("index", help="index a folder of shards, once before training on it")
-    index.add_argument("source", type=Path, help="folder of *.tar; the index goes to SOURCE/index")
-    index.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
-    index.set_defaults(command=_index)
+    add_pack(commands.add_parser("pack", help="write shards from a file of conversations and a folder of pictures"))
+
+    add_index(commands.add_parser("index", help="index a folder of shards, once before training on it"))
 
     inspect = commands.add_parser("inspect", help="what a source of samples holds")
     inspect.add_argument("source", type=Path, help="indexed folder of shards")
@@ -127,7 +127,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--prompt", help="say this, print the answer and end; default: take turns until the input ends")
     parser.add_argument("--system", help="system message; default: Qwen2-VL's")
-    parser.add_argument("--tokens", type=_at_least_one, default=512, help="the most an answer may have; default: 512")
+    parser.add_argument("--tokens", type=at_least_one, default=512, help="the most an answer may have; default: 512")
     parser.add_argument(
         "--temperature", type=_temperature, default=0.0, help="0, the default, takes the likeliest token"
     )
@@ -138,13 +138,6 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 
 def _of_kind(kind: str) -> Callable[[str], tuple[str, Path]]:
     return lambda text: (kind, Path(text))
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return number
 
 
 def _temperature(text: str) -> float:
@@ -206,18 +199,6 @@ def _import(options: argparse.Namespace) -> int:
     from train.resolve import compose
 
     return _tell([f"wrote {import_hf(options.folder, compose(options.config_name, options.overrides))}"])
-
-
-def _index(options: argparse.Namespace) -> int:
-    from data.index import build_index
-    from data.tokenizer import load_tokenizer
-
-    def progress(done: int, shards: int, samples: int) -> None:
-        print(f"\r{done} of {shards} shards, {samples} samples", end="\n" if done == shards else "", flush=True)
-
-    index = build_index(options.source, load_tokenizer(options.tokenizer), progress)
-    refused = index.meta["refused"]
-    return _tell([f"left out {len(refused)} sample(s): {refused[:3]}"] if refused else [])
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from data.config import ImageConfig, VideoConfig
 from data.decode import ClipDecoder
 from data.encode import encode_prompt
 from data.errors import SampleError
-from data.index import measure
+from data.measure import measure
 from data.media import PatchReader
 from data.types import Float32, MediaKind, MediaSize, RawSample
 from launch.generate import collate, sampled, stream

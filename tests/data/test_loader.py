@@ -170,8 +170,8 @@ def copy_index_with_new_crc(good: Path, bad: Path, number: int) -> None:
     start, length = columns["offset"][number], columns["nbytes"][number]
     data = (bad / "mixed-000000.tar").read_bytes()[start : start + length]
     columns["crc32c"][number] = google_crc32c.value(data)
-    meta = {key: index.meta[key] for key in ("tokenizer", "template", "refused")}
-    write_index(bad, meta, [ShardInfo(**shard) for shard in index.meta["shards"]], columns)
+    meta = {key: index.meta[key] for key in index.meta if key not in ("version", "shards", "columns")}
+    write_index(bad / "index", meta, [ShardInfo(**shard) for shard in index.meta["shards"]], columns)
 
 
 def test_a_flipped_bit_in_a_shard_stops_the_run(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:

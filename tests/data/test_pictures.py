@@ -150,6 +150,6 @@ def test_the_planner_names_a_sample_that_no_rule_covers(
 def test_an_index_that_measured_pictures_otherwise_is_refused(make_source: Callable[..., Path]) -> None:
     folder = make_source(clips=False)
     place = folder / "index" / "index.json"
-    place.write_text(place.read_text().replace('"version": 2', '"version": 1'))
-    with pytest.raises(MismatchError, match=r"has version 1, this code reads 2; build it again with `triptych index"):
+    place.write_text(place.read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(MismatchError, match=r"has version 2, this code reads 3; build it again with `triptych index"):
         open_index(folder)

@@ -1,0 +1,64 @@
+"""What processes that do one job for another have in common: how they are started, and that they end with it."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start_child(module: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> "subprocess.Popen[bytes]":
+    """Run `module` of this checkout with pipes to its stdin and stdout; never a fork of a process with threads.
+
+    -P: else a `data` in the working folder would be run instead. SIGINT is for the parent, which ends its children.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},  # a core each
+        pass_fds=pass_fds,
+        process_group=0,
+    )
+
+
+def end_child(child: "subprocess.Popen[bytes]") -> None:
+    """End it, whatever it is doing."""
+    child.kill()
+    child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):  # of bytes that it did not live to read
+                stream.close()
+
+
+def leave_with_parent() -> None:
+    """End this process when its parent has gone, even if the main thread is stuck in C code."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let allocations beyond `nbytes` of address space fail, where the platform can."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+
+
+def keep_stdout() -> IO[bytes]:
+    """The real stdout, unbuffered, for replies alone: what libraries print goes to stderr from here on."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return replies

@@ -1,0 +1,64 @@
+"""Arguments of the commands that make sources: `triptych index` and `triptych pack`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """Of `triptych index`."""
+    parser.add_argument("source", help="folder of *.tar, or oss://BUCKET/PREFIX")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
+    parser.add_argument("--output", type=Path, help="folder of the index; default: SOURCE/index")
+    parser.add_argument("--readers", type=at_least_one, help="processes; default: one for each core")
+    parser.add_argument("--format", default="triptych", help="of the shards: triptych or webdataset; default: triptych")
+    parser.add_argument(
+        "--decode-pictures", action="store_true", help="decode every picture; default: parse its header alone"
+    )
+    parser.add_argument(
+        "--skip-damaged-shards", action="store_true", help="list damaged shards and go on; default: stop at one"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare the index with every byte of its shards; 1 if they differ"
+    )
+    parser.set_defaults(command=_index)
+
+
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    """Of `triptych pack`."""
+    parser.add_argument("records", type=Path, help="JSON list or JSON lines: LLaVA, ShareGPT or Qwen messages")
+    parser.add_argument(
+        "--media", type=Path, required=True, help="folder in which the names of pictures and clips begin"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument("--samples-per-shard", type=at_least_one, default=1000, help="default: 1000")
+    parser.set_defaults(command=_pack)
+
+
+def at_least_one(text: str) -> int:
+    """A whole number, for argparse."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
+
+
+def _index(options: argparse.Namespace) -> int:
+    from launch.indexing import check, index
+
+    if options.check:
+        return check(options.source, options.tokenizer, output=options.output, readers=options.readers)
+    return index(
+        options.source,
+        options.tokenizer,
+        output=options.output,
+        readers=options.readers,
+        format_name=options.format,
+        decode_pictures=options.decode_pictures,
+        skip_damaged=options.skip_damaged_shards,
+    )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from launch.indexing import pack
+
+    return pack(options.records, options.media, options.output, options.samples_per_shard)
