@@ -65,6 +65,22 @@ class ChatJudge:
         assert next(remaining, None) is None
         return ids, mask
 
+    def judge_document(self, sample: Mapping[str, Any], lengths: Sequence[int]) -> tuple[list[int], list[bool]]:
+        """The same for a document, which has no template: every part by itself, then the end."""
+        remaining = iter(lengths)
+        found: list[tuple[int, bool]] = []
+        for part in sample["parts"]:
+            if part["type"] in ("image", "video"):
+                pads = [f"<|{part['type']}_pad|>"] * next(remaining)
+                seen = ["<|vision_start|>", *pads, "<|vision_end|>"]
+                found += [(self.peer.convert_tokens_to_ids(name), False) for name in seen]
+            else:
+                content = [{"role": "user", "content": [part]}]
+                text = self.render({"messages": content}).rpartition("user\n")[2].removesuffix("<|im_end|>\n")
+                found += [(token, not part.get("prefix", False)) for token, _ in self.plain(text)]
+        found.append((self.peer.convert_tokens_to_ids("<|endoftext|>"), True))
+        return [token for token, _ in found], [False, *(own for _, own in found[1:])]
+
     def plain(self, text: str) -> list[tuple[int, int]]:
         """(id, first character) of text in which only grounding tokens are more than characters."""
         found = []
