@@ -1,4 +1,4 @@
-"""Function calls as text, in the format of Qwen-Agent that the Qwen2-VL paper trains agents on.
+"""Function calls as text, in the format of Qwen-Agent, to which the Qwen2-VL paper points for its agents.
 
 Source: github.com/QwenLM/Qwen-Agent, qwen_agent/llm/fncall_prompts/qwen_fncall_prompt.py, the English template. Tools
 stand in the system message. Calls, results and what is said of them are one assistant turn, split by four keywords,

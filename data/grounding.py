@@ -1,7 +1,7 @@
 """Boxes and references: from pixels, 0-1 or 0-1000 to the text that Qwen2-VL reads and writes, and back.
 
 `<|object_ref_start|>the cat<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`, x1 and y1 the upper left corner,
-in thousandths of the picture's width and height, 0 to 999 (Qwen2-VL paper, section 2.2).
+in thousandths of the picture's width and height, 0 to 999 (Qwen2-VL paper, arXiv 2409.12191).
 """
 
 import math

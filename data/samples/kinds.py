@@ -22,7 +22,7 @@ from data.samples.scenes import SCENES, any_scene, draw_scene
 from data.samples.splits import rng_for
 from data.samples.steps import agent
 from data.samples.tasks import TASKS
-from data.samples.text import prose, text_chat
+from data.samples.text import SMALL_TALK, prose
 from data.samples.words import choose_string, render
 from data.shards import write_shards
 from data.types import RawSample
@@ -138,7 +138,7 @@ def video_stream(rng: np.random.Generator) -> Made:
     """Turns between successive clips of one video: each answer knows only what was shown until then."""
     pieces, digit, _, direction = _film(rng, 3)
     asked = ("Tell me what you see.", "And now?", "Which way does it move?")
-    said = (f"A card with a {digit}.", "It has moved.", direction)
+    said = (f"A card with the digit {digit}.", "It has moved.", direction)
     messages = []
     for number, (question, answer) in enumerate(zip(asked, said, strict=True)):
         messages += [_user({"type": "video", "media": number}, _text(question)), _says(answer)]
@@ -146,10 +146,14 @@ def video_stream(rng: np.random.Generator) -> Made:
 
 
 def pure_text(rng: np.random.Generator) -> Made:
-    """No picture at all: prose, or talk."""
-    if rng.random() < 0.5:
-        return {"parts": [_text(prose(rng, "train"))]}, []
-    return _chat(text_chat(rng, "train"))
+    """Prose, without a picture."""
+    return {"parts": [_text(prose(rng, "train"))]}, []
+
+
+def text_dialogue(rng: np.random.Generator) -> Made:
+    """Talk, without a picture."""
+    chosen = [SMALL_TALK[int(place)] for place in rng.permutation(len(SMALL_TALK))[:2]]
+    return _chat(Item(opening=(), turns=tuple(chosen)))
 
 
 KINDS: dict[str, Callable[[np.random.Generator], Made]] = {
@@ -157,6 +161,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Made]] = {
     for make in (
         image_text_pair, classification, ocr, document_parsing, interleaved_article, question_answering, multi_picture,
         grounding, image_knowledge, video_question, video_dialogue, video_stream, agent, pure_text,
+        text_dialogue,
     )
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ PROSE = (
     "rendered as", "tap: Tap a point of the screen. back: Close what is open. name description parameters point",
     "Add the two cards. I open the first card. It is a card. Now the other one. Tell me what you see. It has moved.",
     "up down left right What is behind the card? covers all land Ann Bob Eve Max has cells What happens? A card moves",
+    "Hello! Who are you? Thank you. You are welcome. Good morning. What is a photograph? A picture made with light.",
 )  # fmt: skip
 
 
