@@ -47,7 +47,7 @@ def agent(rng: np.random.Generator) -> tuple[dict[str, Any], list[Media]]:
         messages += [_call(said, "tap", {"point": point}), _screen(len(media))]
         media.append(store_picture(rng, resize(card.pixels, (ZOOM * CARD, ZOOM * CARD))))
         if number == 0:
-            messages += [_call("", "back", {}), _screen(0)]
+            messages += [_call("", "back", {}), _screen(0, "closed")]
     total = cards[0].digit + cards[1].digit
     messages.append({"role": "assistant", "content": f"{cards[0].digit} + {cards[1].digit} = {total}"})
     return {"tools": [TAP, BACK], "messages": messages}, media
@@ -58,5 +58,5 @@ def _call(said: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"role": "assistant", "content": said, "tool_calls": [called]}
 
 
-def _screen(member: int) -> dict[str, Any]:
-    return {"role": "tool", "content": [{"type": "image", "media": member}]}
+def _screen(member: int, told: str = "opened") -> dict[str, Any]:
+    return {"role": "tool", "content": [{"type": "text", "text": told}, {"type": "image", "media": member}]}

@@ -49,23 +49,25 @@ def conversations(draw: st.DrawFn, control: bool = True) -> dict[str, Any]:
     """A sample with messages; without `control` no text of it spells a token or a keyword."""
     text = _HOSTILE if control else _PLAIN
     content = st.one_of(text, st.lists(parts(text), max_size=4))
-    tools = draw(st.lists(_tool(text), max_size=2)) if draw(st.booleans()) else []
+    tools = draw(st.lists(_tool(text), min_size=1, max_size=2)) if draw(st.integers(0, 3)) else []
     parallel = draw(st.booleans())
     messages: list[dict[str, Any]] = []
     if draw(st.booleans()):
         messages.append({"role": "system", "content": draw(content)})
     for _ in range(draw(st.integers(1, 4))):
-        role = draw(st.sampled_from(["user", "user", "assistant", "system"]))
-        message: dict[str, Any] = {"role": role, "content": draw(content)}
-        messages.append(message)
-        if role == "assistant" and tools and draw(st.booleans()):
+        role = draw(st.sampled_from(["user", "assistant", "assistant", "system"]))
+        messages.append({"role": role, "content": draw(content)})
+        going_on = role == "assistant" and bool(tools) and bool(draw(st.integers(0, 3)))
+        while going_on:
             names = st.sampled_from([tool["function"]["name"] for tool in tools])
             calls = draw(st.lists(_call(names, text), min_size=1, max_size=3 if parallel else 1))
-            message["tool_calls"] = calls
-            if draw(st.booleans()):
-                messages += [{"role": "tool", "content": draw(content)} for _ in calls]
-                # That an empty answer is learnt cannot be seen in the text.
-                messages.append({"role": "assistant", "content": "said" + draw(text)})
+            messages[-1] |= {"tool_calls": calls, "content": draw(st.one_of(st.none(), content))}
+            if not draw(st.integers(0, 3)):
+                break
+            messages += [{"role": "tool", "content": draw(content)} for _ in calls]
+            # That an empty answer is learnt cannot be seen in the text.
+            messages.append({"role": "assistant", "content": "said" + draw(text)})
+            going_on = draw(st.booleans())
     sample: dict[str, Any] = {"messages": messages}
     more = {"tools": tools, "parallel_calls": parallel, "add_vision_id": draw(st.booleans())}
     return sample | {name: value for name, value in more.items() if value or draw(st.booleans())}
