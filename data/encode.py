@@ -1,6 +1,7 @@
 """A sample's JSON to integers: tokens, targets, positions and grids, without looking at a pixel.
 
-The format is in docs/data_format.md, the conversation format in chat_template.py. T tokens, G grids, V visual tokens.
+The format is in docs/data_format.md; what is written of a sample, and what of that is learnt, is render.py's.
+T tokens, G grids, V visual tokens.
 """
 
 import hashlib
@@ -10,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from data.chat_template import CHAT_TEMPLATE, DEFAULT_SYSTEM
+from data.chat_template import CHAT_TEMPLATE
 from data.config import IGNORE, ImageConfig, VideoConfig
-from data.errors import FormatError, MismatchError
+from data.errors import MismatchError
 from data.images import image_grid
 from data.positions import mrope_positions
+from data.render import Run, Special, Text, Visual, render_prompt, render_sample
 from data.tokenizer import Tokenizer
 from data.types import EncodedSample, Grid, MediaSize
 from data.video import video_grid
 
-ENCODING_VERSION = 1  # raise it with any change here that gives other ids for the same sample
-ROLES = ("system", "user", "assistant")
+ENCODING_VERSION = 1  # raise it with any change here or in render.py that gives other ids for the same sample
 TEMPLATE_DIGEST = hashlib.blake2b(f"{ENCODING_VERSION}\n{CHAT_TEMPLATE}".encode(), digest_size=16).hexdigest()
 
 
@@ -33,11 +34,7 @@ def media_grid(size: MediaSize, image: ImageConfig, video: VideoConfig) -> Grid:
 
 def visual_parts(sample: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(kind, member number) of each picture and clip, in order of appearance. Raises FormatError."""
-    found = []
-    for part in _all_parts(sample):
-        if part["type"] != "text":
-            found.append((part["type"], part["media"]))
-    return found
+    return [(run.kind, run.member) for run in render_sample(sample) if isinstance(run, Visual)]
 
 
 def encode_sample(
@@ -57,14 +54,10 @@ def encode_sample(
     assistant's content, its <|im_end|> and the newline after it. Raises FormatError, MismatchError, SampleError.
     """
     row = _Writer(tokenizer, [media_grid(size, image, video) for size in media_sizes], [s.kind for s in media_sizes])
-    if "messages" in sample:
-        for message in _with_system(sample["messages"]):
-            row.message(message)
-    else:
-        for part in _parts(sample):
-            row.part(part, supervised=not part.get("prefix", False))
-        row.special(tokenizer.ids.end_of_text, supervised=True)
-    return row.finish(all_media=True)
+    row.write(render_sample(sample))
+    if len(row.spans) != len(row.grids):
+        raise MismatchError(f"{len(row.grids)} sizes were given for {len(row.spans)} visual parts")
+    return row.finish()
 
 
 def encode_prompt(
@@ -79,41 +72,25 @@ def encode_prompt(
     All targets are IGNORE. `media_sizes` as for `encode_sample`. Raises also FormatError if there is no answer.
     """
     row = _Writer(tokenizer, [media_grid(size, image, video) for size in media_sizes], [s.kind for s in media_sizes])
-    if "messages" in sample:
-        messages = _with_system(sample["messages"])
-        last = _last([message["role"] == "assistant" for message in messages], "assistant turn")
-        for message in messages[:last]:
-            row.message(message)
-        row.special(tokenizer.ids.im_start)
-        row.text("assistant\n", supervised=False)
-    else:
-        parts = _parts(sample)
-        supervised = [part["type"] == "text" and not part.get("prefix", False) for part in parts]
-        for part in parts[: _last(supervised, "supervised text")]:
-            row.part(part, supervised=False)
+    row.write(render_prompt(sample))
     row.supervised = [False] * len(row.tokens)
-    return row.finish(all_media=False)
+    return row.finish()
 
 
 def count_text_tokens(sample: Mapping[str, Any], tokenizer: Tokenizer) -> int:
     """Tokens of the encoded sample that are not visual ones (text, markers and template). Raises FormatError."""
-    ids = tokenizer.ids
-    kinds = [kind for kind, _ in visual_parts(sample)]
-    one = Grid(time=1, height=2, width=2, patch_size=1, merge_size=2)
-    row = _Writer(tokenizer, [one] * len(kinds), kinds)
-    if "messages" in sample:
-        for message in _with_system(sample["messages"]):
-            row.message(message)
-    else:
-        for part in _parts(sample):
-            row.part(part, supervised=True)
-        row.special(ids.end_of_text)
-    return len(row.tokens) - len(kinds)
+    count = 0
+    for run in render_sample(sample):
+        if isinstance(run, Text):
+            count += len(tokenizer.encode("".join(text for text, _ in run.pieces)))
+        else:
+            count += 1 if isinstance(run, Special) else 2  # a picture's two markers
+    return count
 
 
 @dataclass(slots=True)
 class _Writer:
-    """Grows one sample's lists. Adjacent texts of a message are tokenised together, as the chat template does."""
+    """Grows one sample's lists."""
 
     tokenizer: Tokenizer
     grids: list[Grid]
@@ -123,53 +100,44 @@ class _Writer:
     spans: list[tuple[int, tuple[int, int, int]]] = field(default_factory=list)
     media: list[int] = field(default_factory=list)
 
+    def write(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            if isinstance(run, Text):
+                self.text(run)
+            elif isinstance(run, Special):
+                self.special(getattr(self.tokenizer.ids, run.name), run.learnt)
+            else:
+                self.visual(run)
+
     def special(self, token: int, supervised: bool = False) -> None:
         self.tokens.append(token)
         self.supervised.append(supervised)
 
-    def text(self, text: str, supervised: bool, header: int = 0) -> None:
-        """`header` leading characters are never supervised; a token that begins in them belongs to them."""
-        ids, starts = self.tokenizer.encode_with_starts(text)
+    def text(self, run: Text) -> None:
+        """A token over the border of two pieces belongs to the one that it begins in."""
+        ids, starts = self.tokenizer.encode_with_starts("".join(text for text, _ in run.pieces))
         self.tokens.extend(ids)
-        self.supervised.extend(supervised and start >= header for start in starts)
+        end, place = 0, 0
+        for text, learnt in run.pieces:
+            end += len(text)
+            first = place
+            while place < len(starts) and starts[place] < end:
+                place += 1
+            self.supervised.extend([learnt] * (place - first))
 
-    def visual(self, kind: str, member: int) -> None:
+    def visual(self, run: Visual) -> None:
         number = len(self.spans)
-        if number >= len(self.grids) or self.kinds[number] != kind:
-            raise MismatchError(f"visual part {number} is a {kind}, but the sizes given are {list(self.kinds)}")
+        if number >= len(self.grids) or self.kinds[number] != run.kind:
+            raise MismatchError(f"visual part {number} is a {run.kind}, but the sizes given are {list(self.kinds)}")
         ids, grid = self.tokenizer.ids, self.grids[number]
         self.special(ids.vision_start)
         self.spans.append((len(self.tokens), grid.merged))
-        self.tokens.extend([ids.image_pad if kind == "image" else ids.video_pad] * grid.num_tokens)
+        self.tokens.extend([ids.image_pad if run.kind == "image" else ids.video_pad] * grid.num_tokens)
         self.supervised.extend([False] * grid.num_tokens)
         self.special(ids.vision_end)
-        self.media.append(member)
+        self.media.append(run.member)
 
-    def part(self, part: Mapping[str, Any], supervised: bool) -> None:
-        if part["type"] == "text":
-            self.text(part["text"], supervised)
-        else:
-            self.visual(part["type"], part["media"])
-
-    def message(self, message: Mapping[str, Any]) -> None:
-        supervised = message["role"] == "assistant"
-        text = message["role"] + "\n"
-        header = len(text)
-        self.special(self.tokenizer.ids.im_start)
-        for part in _content(message):
-            if part["type"] == "text":
-                text += part["text"]
-                continue
-            self.text(text, supervised, header)
-            self.visual(part["type"], part["media"])
-            text, header = "", 0
-        self.text(text, supervised, header)
-        self.special(self.tokenizer.ids.im_end, supervised)
-        self.text("\n", supervised)
-
-    def finish(self, all_media: bool) -> EncodedSample:
-        if all_media and len(self.spans) != len(self.grids):
-            raise MismatchError(f"{len(self.grids)} sizes were given for {len(self.spans)} visual parts")
+    def finish(self) -> EncodedSample:
         tokens = np.array(self.tokens, dtype=np.int64)
         targets = np.full_like(tokens, IGNORE)
         targets[:-1] = np.where(self.supervised[1:], tokens[1:], IGNORE)
@@ -185,49 +153,3 @@ class _Writer:
             visual_index=np.concatenate(runs) if runs else np.empty(0, dtype=np.int64),
             media=tuple(self.media),
         )
-
-
-def _with_system(messages: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(messages, list) or not messages:
-        raise FormatError("`messages` must be a list with at least one message")
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or "content" not in message:
-            raise FormatError(f"a message needs a role of {', '.join(ROLES)} and content, got {str(message)[:80]}")
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
-    return messages
-
-
-def _content(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else _checked(content)
-
-
-def _parts(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if "parts" not in sample:
-        raise FormatError(f"a sample needs `parts` or `messages`, got the keys {sorted(sample)}")
-    return _checked(sample["parts"])
-
-
-def _all_parts(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if "messages" in sample:
-        return [part for message in _with_system(sample["messages"]) for part in _content(message)]
-    return _parts(sample)
-
-
-def _checked(parts: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(parts, list):
-        raise FormatError(f"parts must be a list, got {type(parts).__name__}")
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = kind == "text" and isinstance(part.get("text"), str)
-        media = kind in ("image", "video") and type(part.get("media")) is int and 0 <= part["media"] < 65536
-        if not (text or media):
-            raise FormatError(f"a part is a text with `text` or an image or video with `media`, got {str(part)[:80]}")
-    return parts
-
-
-def _last(wanted: Sequence[bool], what: str) -> int:
-    if not any(wanted):
-        raise FormatError(f"the sample has no {what} that could be the answer")
-    return len(wanted) - 1 - list(reversed(wanted)).index(True)

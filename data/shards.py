@@ -85,9 +85,10 @@ def parse_sample(data: bytes, format_name: str = OURS) -> RawSample:
 
 
 def write_shards(folder: str | Path, name: str, samples: Iterable[RawSample], samples_per_shard: int) -> list[Path]:
-    """Write `folder/name-000000.tar` and so on; equal samples give equal bytes. Raises FormatError for a bad key.
+    """Write `folder/name-000000.tar` and so on; the same samples give the same bytes. Raises FormatError for a bad key.
 
-    Each shard appears under its name only when complete.
+    Each shard appears under its name only when complete. JSON keeps the order of its keys: a tool's schema is text that
+    the model reads.
     """
     import webdataset  # which imports torch: two seconds that no reader of shards has to wait
 
@@ -103,7 +104,7 @@ def write_shards(folder: str | Path, name: str, samples: Iterable[RawSample], sa
             if not sample.key or "." in sample.key.rpartition("/")[2]:
                 raise FormatError(f"key {sample.key!r} must not be empty nor hold a dot: the first dot ends the key")
             members = {f"{number}.{extension}": data for number, (extension, data) in sample.media.items()}
-            text = json.dumps(sample.content, ensure_ascii=False, sort_keys=True).encode("utf-8")
+            text = json.dumps(sample.content, ensure_ascii=False).encode("utf-8")
             assert writer is not None
             writer.write({"__key__": sample.key, "json": text, **members})
     except BaseException:

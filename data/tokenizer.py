@@ -103,6 +103,13 @@ class Tokenizer:
         """Text of `ids`; special tokens are written out unless told to skip them."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def name(self, token: int) -> str:
+        """The token as the vocabulary spells it, byte-level where the tokenizer is; ValueError for no such id."""
+        found = self._backend.id_to_token(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no token {token}, its largest is {self.vocab_size - 1}")
+        return found
+
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read `folder/tokenizer.json`. Raises MismatchError if it is absent, damaged or lacks a special token."""

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what a source of samples holds")
     inspect.add_argument("source", type=Path, help="indexed folder of shards")
     inspect.add_argument("--sample", type=int, help="show this sample as well")
-    inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample: show what a run of it is fed")
+    inspect.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
+    inspect.add_argument("--samples", type=_at_least_one, default=12, help="on the page, taken evenly; default: 12")
+    inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample or --html: what a run of it is fed")
     inspect.set_defaults(command=_inspect)
 
     _add_chat(commands.add_parser("chat", help="talk to a trained model"))
@@ -205,10 +207,15 @@ def _inspect(options: argparse.Namespace) -> int:
     from launch.look import sample_lines, source_lines
     from train.resolve import compose
 
+    data = compose(options.config_name).data if options.config_name else None
     _tell(source_lines(options.source))
     if options.sample is not None:
-        data = compose(options.config_name).data if options.config_name else None
         _tell(sample_lines(options.source, options.sample, data))
+    if options.html is not None:
+        from launch.page import write_page
+
+        write_page(options.html, options.source, data, options.samples)
+        print(f"wrote {options.html}")
     return 0
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from data.config import DataConfig
 from data.encode import encode_prompt, encode_sample
+from data.grounding import part_text
 from data.images import normalisation_table
 from data.index_file import Index, open_index
 from data.media import PatchReader
+from data.render import VISION_NAMES
 from data.tokenizer import Tokenizer
 from data.types import EncodedSample, Float32, MediaSize, RawSample
 
@@ -93,15 +95,15 @@ def prompt_text(content: dict[str, Any]) -> str:
     else:
         spoken = [place for place, part in enumerate(content["parts"]) if _is_answer(part)]
         shown = [content["parts"][: spoken[-1]]]
-    return "\n".join(text if isinstance(text, str) else _parts_text(text) for text in shown).strip()
+    return "\n".join(text if isinstance(text, str) else _parts_text(text or []) for text in shown).strip()
 
 
 def _is_answer(part: dict[str, Any]) -> bool:
-    return part["type"] == "text" and not part.get("prefix", False)
+    return part["type"] not in VISION_NAMES and not part.get("prefix", False)
 
 
 def _parts_text(parts: list[dict[str, Any]]) -> str:
-    return " ".join(part["text"].strip() if part["type"] == "text" else f"[{part['type']}]" for part in parts)
+    return " ".join(f"[{part['type']}]" if part["type"] in VISION_NAMES else part_text(part).strip() for part in parts)
 
 
 def grey_prompt(prompt: Prompt, data: DataConfig) -> Prompt:

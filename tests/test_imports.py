@@ -24,7 +24,7 @@ ONLY_IN = {
     "dacite": ("train/resolve.py",),
     "transformers": ("launch/score.py", "launch/loaded.py", "data/samples/tokenizer.py"),
     "wandb": ("train/metrics.py",),
-    "jinja2": ("launch/report.py",),
+    "jinja2": ("launch/report.py", "launch/page.py"),
 }
 NEVER = {"data": ("torch.distributed",)}
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

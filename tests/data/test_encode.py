@@ -141,7 +141,7 @@ def test_text_token_count_is_the_length_without_visual_tokens(tokenizer: Tokeniz
         {"parts": [{"type": "image", "media": True}]},
         {"parts": [{"type": "audio", "media": 0}]},
         {"messages": []},
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "function", "content": "x"}]},
         {"messages": [{"role": "user"}]},
     ],
 )

@@ -45,9 +45,9 @@ def label_mask_encoded() -> Mend:
     from data.encode import _Writer
 
     def make(finish: Any) -> Any:
-        def planted(self: Any, all_media: bool) -> Any:
+        def planted(self: Any) -> Any:
             self.supervised = [*self.supervised[1:], False]
-            return finish(self, all_media)
+            return finish(self)
 
         return planted
 

@@ -1,0 +1,191 @@
+"""`triptych inspect --html`: what the page shows of samples, and that nothing of a sample is alive in it."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.config import DataConfig
+from data.errors import SampleError
+from data.images import image_grid, normalisation_table, patchify, resize_image
+from data.index import build_index
+from data.media import PatchReader
+from data.pictures import decode_image
+from data.shards import write_shards
+from data.tokenizer import load_tokenizer
+from data.types import Grid, RawSample
+from launch import paint
+from launch.cli import main
+from launch.page import visible, write_page
+from launch.paint import unpatched
+from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
+from tests.harness.html_page import HOSTILE, hostile_sample, read_page
+from train.resolve import compose
+
+BOX = {"type": "box", "box": [28, 0, 56, 28], "scale": [56, 56]}
+ANSWER = [{"type": "ref", "text": "it"}, BOX]
+
+
+def chat(number: int, shown: list[dict], answer: object = "left", **more: object) -> RawSample:
+    messages = [
+        {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": answer},
+    ]
+    media = {0: ("png", picture_bytes(56, 56, number)), 1: ("mp4", clip_bytes())}
+    return RawSample(key=f"s{number}", content={"source": "chat", "messages": messages, **more}, media=media)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    composed = compose("quickstart_stage3").data
+    return replace(composed, tokenizer=str(folder), image=IMAGE, video=VIDEO)
+
+
+@pytest.fixture
+def source(tmp_path: Path, config: DataConfig) -> Callable[..., Path]:
+    def make(*samples: RawSample) -> Path:
+        write_shards(tmp_path / "source", "source", samples, 10)
+        build_index(tmp_path / "source", load_tokenizer(config.tokenizer))
+        return tmp_path / "source"
+
+    return make
+
+
+def picture(url: str) -> np.ndarray:
+    head, _, code = url.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(code))))
+
+
+def test_what_is_learnt_is_marked_and_pictures_are_those_of_the_row(
+    source: Callable[..., Path], config: DataConfig, tmp_path: Path
+) -> None:
+    folder = source(chat(1, [{"type": "image", "media": 0}], ANSWER), chat(2, [{"type": "video", "media": 1}]))
+    out = tmp_path / "page.html"
+    write_page(out, folder, config, samples=5)
+    page = read_page(out.read_text("utf-8"))
+    answer = "<|object_ref_start|>it<|object_ref_end|><|box_start|>(500,0),(999,500)<|box_end|><|im_end|>\u21b5\n"
+    assert page.marked("learnt") == answer + "left<|im_end|>\u21b5\n"
+    assert page.marked("control").count("<|im_start|>") == 6
+    assert "image 0: 56x56, 4 tokens, stored 56x56" in page.text
+    assert "video 1: 56x56, 4 frames, 8 tokens, stored 64x48" in page.text
+    assert page.boxes == [(50.0, 0.0, 49.9, 50.0)] and "1: it (500, 0, 999, 500)" in page.text
+    shown = [picture(url) for url in page.pictures]
+    assert [one.shape for one in shown] == [(56, 56, 3)] * 5
+    original = picture("data:image/png;base64," + base64.b64encode(picture_bytes(56, 56, 1)).decode())
+    assert np.array_equal(shown[0], original)
+    greys = [int(one.mean()) for one in shown[1:]]
+    assert greys == sorted(greys) and greys[0] < 30 and greys[-1] > 200, "first to last frame of the clip"
+    counts = re.findall(r"(\d+) tokens, (\d+) of them visual; (\d+) learnt", page.text)
+    assert [visual for _, visual, _ in counts] == ["4", "8"]
+
+
+def test_without_a_recipe_characters_are_marked(source: Callable[..., Path], tmp_path: Path) -> None:
+    folder = source(chat(1, [{"type": "image", "media": 0}], ANSWER))
+    out = tmp_path / "page.html"
+    write_page(out, folder, None, samples=5)
+    page = read_page(out.read_text("utf-8"))
+    assert page.marked("learnt").endswith("(500,0),(999,500)<|box_end|><|im_end|>\u21b5\n")
+    assert len(page.boxes) == 1 and "--config-name shows tokens" in page.text
+
+
+def test_boxes_go_to_the_picture_before_them(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
+    shown = [{**BOX, "scale": 1000}, {"type": "image", "media": 0}, BOX, {"type": "image", "media": 0}]
+    out = tmp_path / "page.html"
+    write_page(out, source(chat(1, shown, [BOX])), config, samples=1)
+    page = read_page(out.read_text("utf-8"))
+    assert page.boxes_of == [[(2.8, 0.0, 2.8, 2.8), (50.0, 0.0, 49.9, 50.0)], [(50.0, 0.0, 49.9, 50.0)]]
+
+
+def test_hostile_samples_are_text(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
+    folder = source(hostile_sample(picture_bytes(56, 56)))
+    for data in (config, None):
+        out = tmp_path / "page.html"
+        write_page(out, folder, data, samples=1)
+        page = read_page(out.read_text("utf-8"))
+        assert page.foreign == []
+        for text in HOSTILE:
+            assert visible(text).replace("\n", "\u21b5\n") in page.text, text
+
+
+def test_a_browser_finds_the_same(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    out = tmp_path / "page.html"
+    write_page(out, source(hostile_sample(picture_bytes(56, 56))), config, samples=1)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", out.as_uri()], capture_output=True, text=True, timeout=60)
+    seen, written = read_page(done.stdout), read_page(out.read_text("utf-8"))
+    assert seen.foreign == [] and seen.title == written.title
+    assert seen.text.strip() == written.text.strip() and seen.pictures == written.pictures
+
+
+def test_a_page_stops_at_its_bytes_and_says_what_is_broken(
+    source: Callable[..., Path], config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = source(*(chat(number, [{"type": "image", "media": 0}]) for number in range(4)))
+    monkeypatch.setattr(paint, "MOST_BYTES", 30_000)
+    out = tmp_path / "page.html"
+    write_page(out, folder, config, samples=4)
+    page = read_page(out.read_text("utf-8"))
+    assert sum(map(len, page.pictures)) <= 30_000 and len(page.pictures) == 2
+    assert page.text.count("left out:") == 2
+
+
+def test_what_cannot_be_painted_says_why(
+    source: Callable[..., Path], config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise SampleError("picture cannot be decoded: <b>")
+
+    monkeypatch.setattr(PatchReader, "read", broken)
+    out = tmp_path / "page.html"
+    write_page(out, source(chat(1, [{"type": "image", "media": 0}])), config, samples=1)
+    page = read_page(out.read_text("utf-8"))
+    assert "stored 56x56 picture cannot be decoded: <b>" in page.text and page.pictures == []
+    assert page.marked("learnt") == "left<|im_end|>\u21b5\n"
+
+
+def test_patches_give_back_the_picture_bit_for_bit() -> None:
+    data = picture_bytes(61, 90, 3)
+    grid = image_grid(61, 90, IMAGE)
+    pixels = resize_image(decode_image(data), grid)
+    assert np.array_equal(unpatched(patches_of(pixels, grid), grid, IMAGE), np.repeat(pixels, 2, axis=0))
+    clip = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
+    grid = Grid(time=2, height=28, width=56, patch_size=14, merge_size=2)
+    assert np.array_equal(unpatched(patches_of(clip, grid), grid, IMAGE), clip)
+
+
+def patches_of(frames: np.ndarray, grid: Grid) -> np.ndarray:
+    out = np.empty((grid.num_patches, IMAGE.patch_dim), dtype=np.float32)
+    patchify(frames, IMAGE, normalisation_table(IMAGE), out)
+    return out
+
+
+def test_what_cannot_be_seen_is_spelled() -> None:
+    assert visible("a\u202eb\0\u200d\ue000\n") == "a<U+202E>b<U+0000>\u200d<U+E000>\n"
+    assert visible("caf\u00e9 \U0001f600\ud800") == "caf\u00e9 \U0001f600<U+D800>"
+
+
+def test_the_command_writes_the_page(
+    source: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = source(*(chat(number, [{"type": "image", "media": 0}]) for number in range(5)))
+    out = tmp_path / "out.html"
+    for arguments, entries in (([], 5), (["--samples", "2"], 2)):
+        with pytest.raises(SystemExit) as left:
+            main(["inspect", str(folder), "--html", str(out), *arguments])
+        assert left.value.code == 0 and f"wrote {out}" in capsys.readouterr().out
+        page = read_page(out.read_text("utf-8"))
+        assert [title for title in page.titles if title.startswith(("0: s0", "4: s4"))] == ["0: s0", "4: s4"]
+        assert len(page.titles) == entries

@@ -1,0 +1,340 @@
+"""Defects for tests/prove/data_chat.py. Each breaks this process and returns how to mend it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from tests.prove.planting import Mend, replace_name
+
+
+def mask_shifted() -> Mend:
+    """What is learnt lies one place too far left."""
+    from data.encode import _Writer
+
+    def make(finish: Any) -> Any:
+        def planted(self: Any) -> Any:
+            self.supervised = [*self.supervised[1:], False]
+            return finish(self)
+
+        return planted
+
+    return replace_name(_Writer, "finish", make)
+
+
+def targets_not_shifted() -> Mend:
+    """A place's target is its own token."""
+    from data.encode import _Writer
+
+    def make(finish: Any) -> Any:
+        def planted(self: Any) -> Any:
+            encoded = finish(self)
+            learnt = encoded.targets >= 0
+            encoded.targets[learnt] = encoded.tokens[learnt]
+            return encoded
+
+        return planted
+
+    return replace_name(_Writer, "finish", make)
+
+
+def results_learnt() -> Mend:
+    """Tool results are the assistant's own words."""
+    import data.render
+
+    def make(_: Any) -> Any:
+        def planted(page: Any, results: Any) -> None:
+            for number, result in enumerate(results):
+                page.text(f"\n{data.render.RESULT}", learnt=number == 0)
+                page.text(": ", learnt=False)
+                page.content(result, learnt=True)
+            page.text(f"\n{data.render.RETURN}", learnt=False)
+
+        return planted
+
+    return replace_name(data.render, "_write_results", make)
+
+
+def result_keyword_not_learnt() -> Mend:
+    """Nothing teaches the model to stop for a result."""
+    from data.render import _Page
+
+    def make(text: Any) -> Any:
+        return lambda self, value, learnt: text(self, value, learnt and "RESULT" not in value)
+
+    return replace_name(_Page, "text", make)
+
+
+def role_newline_learnt() -> Mend:
+    """The newline after the assistant's name is learnt."""
+    from data.render import _Page
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, role: str) -> None:
+            self.special("im_start")
+            self.text(role, learnt=False)
+            self.text("\n", learnt=role == "assistant")
+
+        return planted
+
+    return replace_name(_Page, "open_turn", make)
+
+
+def users_learnt() -> Mend:
+    """What the user says is learnt."""
+    from data.render import _Page
+
+    def make(content: Any) -> Any:
+        return lambda self, message, learnt: content(self, message, learnt or message["role"] == "user")
+
+    return replace_name(_Page, "content", make)
+
+
+def end_not_learnt() -> Mend:
+    """Nothing teaches the model to end its turn."""
+    from data.render import _Page
+
+    return replace_name(_Page, "end_turn", lambda real: lambda self, learnt: real(self, learnt=False))
+
+
+def last_newline_not_learnt() -> Mend:
+    """The newline after a turn of the assistant is not learnt."""
+    from data.render import _Page
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, learnt: bool) -> None:
+            self.special("im_end", learnt)
+            self.text("\n", learnt=False)
+
+        return planted
+
+    return replace_name(_Page, "end_turn", make)
+
+
+def vision_learnt() -> Mend:
+    """The marker after a picture is learnt."""
+    from data.encode import _Writer
+
+    def make(visual: Any) -> Any:
+        def planted(self: Any, run: Any) -> None:
+            visual(self, run)
+            self.supervised[-1] = True
+
+        return planted
+
+    return replace_name(_Writer, "visual", make)
+
+
+def prefix_learnt() -> Mend:
+    """A document's prefix is learnt."""
+    import data.render
+
+    def make(parts: Any) -> Any:
+        return lambda sample: [{**part, "prefix": False} for part in parts(sample)]
+
+    return replace_name(data.render, "_document_parts", make)
+
+
+def boxes_not_learnt() -> Mend:
+    """In documents boxes and references are read only."""
+    import data.render
+
+    def make(parts: Any) -> Any:
+        return lambda sample: [
+            part | ({"prefix": True} if part["type"] in ("ref", "box") else {}) for part in parts(sample)
+        ]
+
+    return replace_name(data.render, "_document_parts", make)
+
+
+def texts_apart() -> Mend:
+    """Each text of a message is tokenised by itself."""
+    from data.render import _Page
+
+    def make(text: Any) -> Any:
+        def planted(self: Any, value: str, learnt: bool) -> None:
+            self.end_text()
+            text(self, value, learnt)
+
+        return planted
+
+    return replace_name(_Page, "text", make)
+
+
+def numbers_start_anew() -> Mend:
+    """Pictures are numbered within each turn."""
+    from data.render import _Page
+
+    def make(open_turn: Any) -> Any:
+        def planted(self: Any, role: str) -> None:
+            self._shown = dict.fromkeys(self._shown, 0)
+            open_turn(self, role)
+
+        return planted
+
+    return replace_name(_Page, "open_turn", make)
+
+
+def numbers_forgotten() -> Mend:
+    """Pictures have no numbers."""
+    import data.render
+
+    return replace_name(
+        data.render, "_flag", lambda flag: lambda sample, name: name != "add_vision_id" and flag(sample, name)
+    )
+
+
+def tools_forgotten() -> Mend:
+    """The system message does not list the tools."""
+    import data.render
+
+    return replace_name(data.render, "tools_text", lambda _: lambda tools, parallel: "")
+
+
+def arguments_without_spaces() -> Mend:
+    """Arguments are JSON with other spacing."""
+    import data.agents
+
+    return replace_name(data.agents, "_json", lambda real: lambda value: real(value).replace(": ", ":"))
+
+
+def results_in_turns() -> Mend:
+    """A result is a turn of its own, as are the words after it."""
+    import data.render
+
+    return replace_name(data.render, "_results", lambda _: lambda messages, place: [])
+
+
+def control_tokens_in_text() -> Mend:
+    """Text that spells a control token becomes one."""
+    from data.tokenizer import Tokenizer
+
+    def make(init: Any) -> Any:
+        def planted(self: Any, backend: Any, digest: str) -> None:
+            init(self, backend, digest)
+            backend.encode_special_tokens = False
+
+        return planted
+
+    return replace_name(Tokenizer, "__init__", make)
+
+
+def boxes_not_scaled() -> Mend:
+    """Pixels are written as they are."""
+    import data.grounding
+
+    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: min(int(value), 999))
+
+
+def boxes_rounded_down() -> Mend:
+    """Numbers go to the thousandth below."""
+    import data.grounding
+
+    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: min(int(value * 1000 / side), 999))
+
+
+def width_for_height() -> Mend:
+    """Both directions are scaled by the width."""
+    import data.grounding
+
+    def make(sides: Any) -> Any:
+        return lambda scale: (sides(scale)[0],) * 2
+
+    return replace_name(data.grounding, "_sides", make)
+
+
+def far_edge_1000() -> Mend:
+    """The far edge is written as 1000."""
+    import data.grounding
+
+    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: int(value * 1000 / side + 0.5))
+
+
+def autoescape_off() -> Mend:
+    """The page takes text for HTML."""
+    import jinja2
+
+    def make(environment: Any) -> Any:
+        return lambda autoescape, **more: environment(autoescape=False, **more)
+
+    return replace_name(jinja2, "Environment", make)
+
+
+def page_mask_shifted() -> Mend:
+    """The page marks the place that predicts, not the token that is learnt."""
+    import launch.page
+
+    def make(tokens: Any) -> Any:
+        def planted(encoded: Any, tokenizer: Any) -> Any:
+            targets = encoded.targets.copy()
+            targets[:-1] = targets[1:]
+            return tokens(replace(encoded, targets=targets), tokenizer)
+
+        return planted
+
+    return replace_name(launch.page, "_tokens", make)
+
+
+def page_of_stored_pictures() -> Mend:
+    """The page shows pictures as they are stored."""
+    import base64
+
+    from launch.paint import Painter
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, raw: Any, member: int, size: Any) -> list[str]:
+            return ["data:image/png;base64," + base64.b64encode(raw.media[member][1]).decode()]
+
+        return planted
+
+    return replace_name(Painter, "urls", make)
+
+
+def page_of_other_colours() -> Mend:
+    """The page mistakes red for blue."""
+    import launch.paint
+
+    return replace_name(launch.paint, "unpatched", lambda real: lambda *given: real(*given)[..., ::-1])
+
+
+def page_boxes_in_pixels() -> Mend:
+    """The page takes thousandths for pixels of the picture it shows."""
+    import launch.page
+
+    def make(find: Any) -> Any:
+        return lambda text: [replace(one, box=tuple(side * 84 // 1000 for side in one.box)) for one in find(text)]
+
+    return replace_name(launch.page, "find_boxes", make)
+
+
+PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
+    f"chat_{apply.__name__}": (apply, tuple(f"chat/{case}" for case in cases))
+    for apply, *cases in (
+        (mask_shifted, "question_answering"),
+        (targets_not_shifted, "random"),
+        (results_learnt, "agent", "random"),
+        (result_keyword_not_learnt, "agent"),
+        (role_newline_learnt, "text_dialogue"),
+        (users_learnt, "video_dialogue"),
+        (end_not_learnt, "image_knowledge"),
+        (last_newline_not_learnt, "video_stream"),
+        (vision_learnt, "interleaved_article"),
+        (prefix_learnt, "classification"),
+        (boxes_not_learnt, "ocr"),
+        (texts_apart, "random"),
+        (numbers_start_anew, "random"),
+        (numbers_forgotten, "multi_picture"),
+        (tools_forgotten, "agent"),
+        (arguments_without_spaces, "agent"),
+        (results_in_turns, "random"),
+        (control_tokens_in_text, "control tokens"),
+        (boxes_not_scaled, "grounding"),
+        (boxes_rounded_down, "boxes"),
+        (width_for_height, "boxes"),
+        (far_edge_1000, "boxes"),
+        (autoescape_off, "page"),
+        (page_mask_shifted, "page"),
+        (page_of_stored_pictures, "page"),
+        (page_of_other_colours, "page"),
+        (page_boxes_in_pixels, "page"),
+    )
+}
