@@ -25,6 +25,8 @@ FREE = (
     "data.prefetch_steps",
     "data.tokenizer",  # only its place: the index refuses another tokenizer
     "data.video.timeout_seconds",
+    "data.video.timeout_per_second",
+    "data.video.memory_bytes",
     "data.video.cache_dir",
     "data.video.cache_bytes",
 )
