@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.cache_file import NEVER, Mark, open_own, read_marks
 
-LOW_WATER = 0.8  # an eviction frees a fifth, so that it is rare
+LOW_WATER = 0.9  # an eviction looks at every file, so it frees more than it must; what it frees is missed later
 LOCK_SECONDS = 5.0  # an evictor takes a second for 50,000 files; one that was stopped must not stop the others
 RUN_SECONDS = 3600.0  # a run not heard of for so long has no say in what is kept
 LATE_STEPS = 100  # by so many, ranks and workers of a run may be apart; what is later than that was given up

@@ -77,6 +77,8 @@ class DecodeCache:
     def get(self, key: str, use: Use | None = None) -> Bytes | None:
         """uint8 (F, H, W, 3), or None. Anything wrong with the file is a miss."""
         path = self._path(key)
+        if path.parent.is_symlink():
+            return None
         descriptor = open_own(path, os.O_RDWR)
         if descriptor is None:
             descriptor = open_own(path)  # another user's

@@ -42,6 +42,24 @@ def hammer(folder: Path, max_bytes: int, items: int, seconds: float, seed: int) 
             os._exit(WRONG)
 
 
+def planted_hammer(plant: str | None, *arguments: Any) -> None:
+    """`hammer`, with a defect of the proof."""
+    if plant is not None:
+        from tests.prove.data_video_defects import PLANTS
+
+        PLANTS[plant][0]()
+    hammer(*arguments)
+
+
+def killed_writer(folder: Path, nbytes: int) -> None:
+    """Dies in the middle of a write."""
+    cache = DecodeCache(folder, 10 * nbytes)
+    with cache._room.reserve("0" * 32, nbytes) as reserved:
+        assert reserved is not None
+        os.write(reserved[0], b"TRIPCLIP half")
+        os.kill(os.getpid(), 9)
+
+
 def start(task: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A process that does a task; spawned, as a fork would inherit this one's descriptors."""
     process = get_context("spawn").Process(target=task, args=arguments, daemon=True)
@@ -60,11 +78,13 @@ def used_bytes(folder: Path) -> int:
     return total
 
 
-def kill_and_replace(folder: Path, max_bytes: int, processes: int, seconds: float) -> tuple[int, int, int]:
+def kill_and_replace(
+    folder: Path, max_bytes: int, processes: int, seconds: float, task: Callable[..., None] = hammer
+) -> tuple[int, int, int]:
     """(processes killed, most bytes ever seen, processes that saw a wrong byte) of a crowd over one cache."""
     items = 24
     ends = time.monotonic() + seconds
-    crowd = [start(hammer, folder, max_bytes, items, seconds, seed) for seed in range(processes)]
+    crowd = [start(task, folder, max_bytes, items, seconds, seed) for seed in range(processes)]
     random = np.random.default_rng(0)
     killed = most = wrong = 0
     time.sleep(min(2.0, seconds / 3))  # until they have imported numpy
@@ -77,7 +97,7 @@ def kill_and_replace(folder: Path, max_bytes: int, processes: int, seconds: floa
             crowd[victim].join(10)
             killed += crowd[victim].exitcode == -9
             wrong += crowd[victim].exitcode == WRONG
-            crowd[victim] = start(hammer, folder, max_bytes, items, ends - time.monotonic(), killed + 100)
+            crowd[victim] = start(task, folder, max_bytes, items, ends - time.monotonic(), killed + 100)
     for process in crowd:
         process.join(30)
         wrong += process.exitcode == WRONG

@@ -1,5 +1,6 @@
 """Decoding clips in children that can be killed: deadline, memory, second opinion, and what is remembered."""
 
+import contextlib
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from data.decode import ClipDecoder, ClipRequest, Decoded
 from data.errors import SampleError
 from data.types import MediaSize
 from data.video import choose_frames
+from tests.data.changed_child import before_each_answer, changed_child
 from tests.data.clips import numbered_clips, read_number
 from tests.data.conftest import VIDEO, clip_bytes
 
@@ -34,24 +36,15 @@ def decoder() -> Iterator[ClipDecoder]:
 
 
 @pytest.fixture
-def child_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Children started from now on run a changed script; every request to one leaves a line in `asked`."""
-
-    def change(old: str, new: str) -> None:
-        source = Path(decode_child.__file__).read_text()
-        assert old in source
-        script = tmp_path / "child.py"
-        script.write_text(source.replace(old, new, 1))
-        monkeypatch.setattr(decode_child, "__file__", str(script))
-
-    return change
+def child_with() -> Iterator[Script]:
+    """Changes the script of children started from now on."""
+    with contextlib.ExitStack() as stack:
+        yield lambda old, new: stack.enter_context(changed_child(old, new))
 
 
 def answering(body: str, log_file: Path) -> tuple[str, str]:
-    """A change of the script: `body` comes before each answer; `decoder` is its name."""
-    old = "    while (message := read_message(sys.stdin.buffer)) is not None:\n"
-    log = f"        open({str(log_file)!r}, 'a').write(f'{{decoder}} {{os.getpid()}}\\n')\n"
-    return old, old + log + "".join(f"        {line}\n" for line in body.splitlines())
+    """A change: `body` runs before each answer, and each request leaves a line in a file."""
+    return before_each_answer(f"open({str(log_file)!r}, 'a').write(f'{{decoder}}\\n')\n{body}")
 
 
 def ask(decoder: ClipDecoder, data: bytes, *indices: int, height: int = 28, width: int = 28) -> Decoded:
@@ -139,7 +132,7 @@ def test_a_hang_costs_one_deadline_and_then_the_second_opinion_is_taken(
     assert patient.expected(ClipRequest(data=clip, indices=np.array([0, 11]), height=28, width=28), "x")
     ask(patient, clip, 0, 11)
     patient.close()
-    asked = [line.split()[0] for line in (tmp_path / "asked").read_text().splitlines()]
+    asked = (tmp_path / "asked").read_text().split()
     assert asked == ["decord", "pyav", "pyav", "pyav", "decord", "pyav"], "a longer deadline is a new chance"
 
 
@@ -156,7 +149,7 @@ def test_a_clip_that_no_decoder_ends_costs_one_deadline_ever(tmp_path: Path, chi
         seconds = time.monotonic() - start
         assert seconds < 0.5 if again else 1.0 <= seconds < 4
         decoder.close()
-    assert len((tmp_path / "asked").read_text().splitlines()) == 2
+    assert len((tmp_path / "asked").read_text().split()) == 2
 
 
 def test_a_clip_has_a_deadline_of_its_length(decoder: ClipDecoder) -> None:
@@ -205,7 +198,7 @@ def test_a_clip_that_kills_its_decoder_twice_is_the_others(tmp_path: Path, child
     # More than a pipe holds, so that the writer is still at it when the reader has gone.
     with pytest.raises(SampleError, match=r"decord: the decoder died \(exit status 3\); pyav: "):
         ask(decoder, bytes(4 << 20), 0, 1)
-    asked = [line.split()[0] for line in (tmp_path / "asked").read_text().splitlines()]
+    asked = (tmp_path / "asked").read_text().split()
     assert asked[:3] == ["decord", "decord", "pyav"]
     assert not any("died" in path.read_text() for path in (tmp_path / "verdicts").glob("*")), "not for other processes"
     decoder.close()
@@ -220,7 +213,7 @@ def test_closing_while_a_clip_is_decoded_says_nothing_of_the_clip(
     threading.Timer(0.5, decoder.close).start()
     with pytest.raises(SampleError, match="closed"):
         ask(decoder, clip, 0, 11)
-    assert not (tmp_path / "verdicts").exists() and len((tmp_path / "asked").read_text().splitlines()) == 1
+    assert not (tmp_path / "verdicts").exists() and len((tmp_path / "asked").read_text().split()) == 1
     decoder.close()
 
 

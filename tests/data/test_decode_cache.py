@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import resource
-import signal
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from data.images import normalisation_table
 from data.media import PatchReader
 from data.types import MediaSize, RawSample
 from data.video import video_grid
-from tests.data.cache_workers import FILE_BYTES, frames_of, key_of, kill_and_replace, start, used_bytes
+from tests.data.cache_workers import FILE_BYTES, frames_of, key_of, kill_and_replace, killed_writer, start, used_bytes
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes
 
 
@@ -193,18 +192,10 @@ def test_eight_processes_and_kill_9(tmp_path: Path) -> None:
     assert intact and all(frames is not None for frames in intact)
 
 
-def write_half(folder: Path) -> None:
-    cache = DecodeCache(folder, 10 * FILE_BYTES)
-    with cache._room.reserve(key_of(0), FILE_BYTES) as reserved:
-        assert reserved is not None
-        os.write(reserved[0], b"TRIPCLIP half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_what_a_killed_writer_leaves_counts_until_it_is_swept(tmp_path: Path) -> None:
-    process = start(write_half, tmp_path)
+    process = start(killed_writer, tmp_path, FILE_BYTES)
     process.join(30)
-    assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == -9
     assert used_bytes(tmp_path) == FILE_BYTES, "room was taken before the first byte"
     cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
     assert used_bytes(tmp_path) == 0
