@@ -41,6 +41,7 @@ class DecoderProcess:
         """
         self._memory_bytes = memory_bytes
         self._closed = False
+        self._owner = os.getpid()
         # -P: else the folder of the script, which holds a types.py, would shadow the standard library.
         command = [sys.executable, "-P", str(Path(decode_child.__file__)), decoder, str(memory_bytes)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -62,8 +63,8 @@ class DecoderProcess:
 
     @property
     def lives(self) -> bool:
-        """Whether another request can be sent."""
-        return not self._closed and self._child.poll() is None
+        """Whether another request can be sent, from this process: a fork's would meet its parent's in the pipe."""
+        return not self._closed and self._owner == os.getpid() and self._child.poll() is None
 
     def ask(self, request: dict[str, Any] | None, data: bytes, seconds: float) -> Reply:
         """One request (None: the greeting) and its reply; raises DecoderGone. SIGKILL ends both pipes."""
@@ -88,8 +89,10 @@ class DecoderProcess:
         raise DecoderGone("died", f"the decoder died (exit status {child.returncode})")
 
     def close(self) -> None:
-        """End the child, whatever it is doing."""
+        """End the child, whatever it is doing; in a fork of the process that started it, leave it alone."""
         self._closed = True
+        if self._owner != os.getpid():
+            return
         child = self._child
         child.kill()
         child.wait()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -202,6 +203,20 @@ def test_a_clip_that_kills_its_decoder_twice_is_the_others(tmp_path: Path, child
     assert asked[:3] == ["decord", "decord", "pyav"]
     assert not any("died" in path.read_text() for path in (tmp_path / "verdicts").glob("*")), "not for other processes"
     decoder.close()
+
+
+def test_a_fork_decodes_by_a_child_of_its_own(decoder: ClipDecoder, clip: bytes) -> None:
+    """dmlc/decord #194, #220: a decoder used on both sides of a fork gives wrong frames, or hangs."""
+    expected = {height: ask(decoder, clip, 0, 5, 11, height=height).frames for height in (28, 56)}
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        right = all(np.array_equal(ask(decoder, clip, 0, 5, 11, height=56).frames, expected[56]) for _ in range(5))
+        decoder.close()
+        os._exit(not right)
+    for _ in range(5):
+        assert np.array_equal(ask(decoder, clip, 0, 5, 11, height=28).frames, expected[28])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert np.array_equal(ask(decoder, clip, 0, 5, 11, height=28).frames, expected[28]), "the parent's child lives on"
 
 
 def test_closing_while_a_clip_is_decoded_says_nothing_of_the_clip(

@@ -27,8 +27,9 @@ from tests.data.cache_workers import kill_and_replace, killed_writer, planted_ha
 from tests.data.changed_child import before_each_answer, changed_child
 from tests.data.clips import numbered_clips
 from tests.data.conftest import train_tokenizer
-from tests.prove.data_video_measures import HANG_BODY, HANGING, IMAGE, scratch, video_config
+from tests.prove.data_video_measures import IMAGE, scratch, video_config
 
+HANGS_AND_SAYS = "open(os.environ['TMPDIR'] + '/hangs', 'w')\ntime.sleep(600)"
 ITEM_BYTES = HEADER_BYTES + 16 * 112 * 112 * 3
 
 
@@ -52,7 +53,7 @@ def crowd(plant: str | None, seconds: float) -> tuple[int, int, int, int]:
 def killed_reader() -> tuple[int, int]:
     """(processes left, files left) after SIGKILL of a process whose decoder hangs: 3 s later, in the cache
     after its next start, in the folder for temporary files, and in /dev/shm."""
-    with scratch() as folder, changed_child(*before_each_answer("time.sleep(600)")):
+    with scratch() as folder, changed_child(*before_each_answer(HANGS_AND_SAYS)):
         (folder / "tmp").mkdir()
         pids, end = get_context("spawn").Pipe(duplex=False)  # a queue would have semaphores in /dev/shm itself
         arguments = (folder / "cache", folder / "tmp", decode_child.__file__, end)
@@ -61,7 +62,11 @@ def killed_reader() -> tuple[int, int]:
         assert process.pid is not None
         assert pids.poll(60)
         child = pids.recv()
-        time.sleep(0.5)
+        ends = time.monotonic() + 60
+        while not (folder / "tmp" / "hangs").exists():
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        (folder / "tmp" / "hangs").unlink()
         shared = _in_shared_memory(process.pid) + _in_shared_memory(child)
         process.kill()
         process.join(10)
@@ -105,7 +110,7 @@ def bad_media() -> tuple[int, int, int, int, int]:
         RawSample(key=name, content=_content(data), media={0: ("bin", data)})
         for name, data in sorted({**good, **bad, **hopeless}.items())
     ]
-    with scratch() as folder, changed_child(*before_each_answer(HANG_BODY)):
+    with scratch() as folder:
         config = _config(folder, len(good) + len(bad))
         write_shards(folder / "media", "media", samples, samples_per_shard=4)
         index = build_index(folder / "media", load_tokenizer(config.tokenizer))
@@ -166,7 +171,7 @@ def _media() -> tuple[dict[str, bytes], dict[str, bytes], dict[str, bytes]]:
     counted = bytearray(mp4)
     struct.pack_into(">I", counted, counted.index(b"stts") + 12, 131)
     good = {"webm": clips["webm, VP8"], "hevc": clips["mov, HEVC"], "jpeg": pictures["JPEG"], "png": pictures["PNG"]}
-    good |= {"mp4": mp4, "over-reports": bytes(counted), "hangs": mp4 + HANGING}
+    good |= {"mp4": mp4, "over-reports": bytes(counted)}
     bad = {
         "half of a jpeg": pictures["JPEG"][: len(pictures["JPEG"]) // 2],
         "png of zeros": pictures["PNG"][:60].ljust(len(pictures["PNG"]), b"\0"),
