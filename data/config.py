@@ -6,6 +6,8 @@ from typing import Literal
 IGNORE = -100  # target id that the loss skips
 LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets fewer frames rather than smaller ones
 
+LEAST_DECODER_BYTES = 256 * 2**20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
@@ -65,6 +67,11 @@ class VideoConfig:
     max_tokens: int = 16384
     """Visual tokens a clip may have at most; wins over min_pixels, and over fps and min_frames."""
     timeout_seconds: float = 30.0
+    """Deadline of a clip, both decoders together."""
+    timeout_per_second: float = 0.2
+    """Seconds that each second of a clip adds to its deadline."""
+    memory_bytes: int = 8 * 2**30
+    """Resident memory at which a decoder's process is killed; there is one or two to a process that reads."""
     cache_dir: str | None = None
     cache_bytes: int = 20 * 2**30
 
@@ -77,8 +84,15 @@ class VideoConfig:
             )
         if self.max_tokens < LEAST_TOKENS:
             raise ValueError(f"video: max_tokens is {self.max_tokens}, a clip needs at least {LEAST_TOKENS}")
-        if self.timeout_seconds <= 0 or self.cache_bytes < 0:
-            raise ValueError("video: timeout_seconds must be positive and cache_bytes must not be negative")
+        if self.timeout_seconds <= 0 or min(self.timeout_per_second, self.cache_bytes) < 0:
+            raise ValueError(
+                f"video: need timeout_seconds > 0, timeout_per_second >= 0 and cache_bytes >= 0, got "
+                f"{self.timeout_seconds}, {self.timeout_per_second} and {self.cache_bytes}"
+            )
+        if self.memory_bytes < LEAST_DECODER_BYTES:
+            raise ValueError(
+                f"video: memory_bytes is {self.memory_bytes}; a decoder needs {LEAST_DECODER_BYTES} to start"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,117 +1,204 @@
-"""Decoding clips under a deadline, in a child process that can be killed."""
+"""Decoding clips in child processes that can be killed: decord first, PyAV before a clip is called bad."""
 
-import contextlib
+import hashlib
 import logging
-import subprocess
-import sys
-import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import decode_child
+from data.decode_process import DecoderGone, DecoderMissing, DecoderProcess, Reply
+from data.decode_verdicts import Limits, Verdicts
 from data.errors import SampleError
 from data.types import Bytes, Int64, MediaSize
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 60.0  # to import a decoder from a cold network file system
+DECODERS = ("decord", "pyav")  # in the order in which they are asked
 CLIPS_PER_CHILD = 500  # decoders leak; a new child costs 0.3 s
+MEMORY_BYTES = 8 << 30
+MOST_SECONDS = 3600.0  # a header may claim any duration
+
+
+class Decoded(NamedTuple):
+    """Frames, and who decoded them."""
+
+    frames: Bytes  # (F, height, width, 3)
+    decoder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRequest:
+    """What is wanted of a clip."""
+
+    data: bytes
+    indices: Int64  # ascending; a frame may be wanted twice
+    height: int
+    width: int
+    seconds: float = 0.0
+    """The clip's duration as indexed; it lengthens the deadline."""
+
+    @property
+    def digest(self) -> str:
+        """Names the clip's bytes, which frames, and their size."""
+        found = hashlib.blake2b(self.data, digest_size=16)
+        found.update(repr((self.indices.tolist(), self.height, self.width, "bicubic", "rgb8")).encode())
+        return found.hexdigest()
 
 
 class ClipDecoder:
-    """One child at a time, started on first use. Not for use by several threads at once."""
+    """A child a decoder, started on first use. Not for use by several threads at once, but for `close`.
 
-    def __init__(self, timeout_seconds: float) -> None:
+    A clip has one deadline for both opinions together: decord gets half of it, PyAV what is left. What a decoder could
+    not decode is remembered, in the process and in `verdicts`, and not asked again with the same limits.
+    """
+
+    def __init__(
+        self,
+        timeout_seconds: float,
+        *,
+        timeout_per_second: float = 0.0,
+        memory_bytes: int = MEMORY_BYTES,
+        verdicts: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            timeout_seconds: deadline of a clip.
+            timeout_per_second: seconds that each second of a clip adds to it.
+            memory_bytes: resident memory at which a child is killed.
+            verdicts: folder that remembers for other processes what cannot be decoded.
+        """
         self._timeout = timeout_seconds
-        self._child: subprocess.Popen[bytes] | None = None
-        self._clips = 0
-        self._name: str | None = None
+        self._per_second = timeout_per_second
+        self._memory_bytes = memory_bytes
+        self._verdicts = Verdicts(verdicts)
+        self._children: dict[str, DecoderProcess] = {}
+        self._names: dict[str, str] = {}
+        self._decoders: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
-        """Decoder and version, part of the cache key: two decoders give two sets of pixels."""
-        if self._name is None:
-            self._start()
-        assert self._name is not None
-        return self._name
+        """The decoder asked first: its version and that of what it is made of. Two decoders give two sets of pixels."""
+        return self._name(self._order()[0])
+
+    def deadline(self, request: ClipRequest) -> float:
+        """Seconds that the clip may take, both opinions together."""
+        longest = max(MOST_SECONDS, self._timeout)
+        return min(self._timeout + self._per_second * request.seconds, longest)
+
+    def expected(self, request: ClipRequest, digest: str) -> str:
+        """Name of the decoder whose frames `decode` would give as far as is known; raises SampleError if none."""
+        limits = Limits(seconds=self.deadline(request), memory_bytes=self._memory_bytes)
+        reasons = []
+        for decoder in self._order():
+            reason = self._verdicts.reason(digest, self._name(decoder), limits)
+            if reason is None:
+                return self._name(decoder)
+            reasons.append(f"{decoder}: {reason}")
+        raise SampleError(f"clip of {len(request.data)} bytes cannot be decoded: {'; '.join(reasons)}")
 
     def probe(self, data: bytes) -> MediaSize:
         """Frames, fps and size of a clip; raises SampleError."""
-        reply, _ = self._ask({"do": "probe", "nbytes": len(data)}, data)
+        digest = hashlib.blake2b(b"probe" + data, digest_size=16).hexdigest()
+        (reply, _), _ = self._first_answer({"do": "probe", "nbytes": len(data)}, data, digest, self._timeout)
         return MediaSize(
             kind="video", height=reply["height"], width=reply["width"], frames=reply["frames"], fps=reply["fps"]
         )
 
-    def decode(self, data: bytes, indices: Int64, height: int, width: int) -> Bytes:
-        """uint8 (F, height, width, 3), the frames at `indices`, resized. Raises SampleError, also past the deadline."""
-        request = {"do": "decode", "indices": indices.tolist(), "height": height, "width": width, "nbytes": len(data)}
-        _, payload = self._ask(request, data)
-        if len(payload) != len(indices) * height * width * 3:
-            raise SampleError(f"decoder gave {len(payload)} bytes for {len(indices)} frames of {height}x{width}")
-        return np.frombuffer(payload, dtype=np.uint8).reshape(len(indices), height, width, 3)
+    def decode(self, request: ClipRequest, digest: str | None = None) -> Decoded:
+        """The frames at `indices`, resized. Raises SampleError, also past the deadline.
+
+        `digest` is the request's, for a caller who has it: it costs a second for a gigabyte.
+        """
+        shape = (len(request.indices), request.height, request.width, 3)
+        fields = {"do": "decode", "indices": request.indices.tolist(), "height": shape[1], "width": shape[2]}
+        (_, payload), name = self._first_answer(
+            fields | {"nbytes": len(request.data)}, request.data, digest or request.digest, self.deadline(request)
+        )
+        if len(payload) != np.prod(shape):
+            raise SampleError(f"{name} gave {len(payload)} bytes for frames of shape {shape}")
+        return Decoded(frames=np.frombuffer(payload, dtype=np.uint8).reshape(shape), decoder=name)
 
     def close(self) -> None:
-        """End the child, whatever it is doing."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    # A child that ended while it was written to leaves bytes behind, which closing tries to send.
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+        """End the children, whatever they are doing."""
+        for child in list(self._children.values()):
+            child.close()
 
-    def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        if self._child is None or self._clips >= CLIPS_PER_CHILD:
-            self._start()
-        self._clips += 1
-        reply = self._exchange(self._timeout, request, data)
-        if reply is None:
-            self.close()
-            raise SampleError(
-                f"decoder died or passed its deadline of {self._timeout} s on a clip of {len(data)} bytes"
-            )
-        if "error" in reply[0]:
-            raise SampleError(f"clip cannot be decoded: {reply[0]['error']}")
-        return reply
+    def _order(self) -> tuple[str, ...]:
+        """Decoders that are here, best first."""
+        if self._decoders is None:
+            self._decoders = DECODERS
+            try:
+                self._running(DECODERS[0])
+            except DecoderMissing as missing:
+                self._decoders = DECODERS[1:]
+                log.warning("decord cannot be imported here (%s); clips are decoded by PyAV alone", missing)
+        return self._decoders
 
-    def _exchange(self, seconds: float, request: dict | None, data: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """One request and its reply; SIGKILL at the deadline ends both pipes, so nothing here waits longer."""
-        child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
-        late = threading.Event()
+    def _name(self, decoder: str) -> str:
+        if decoder not in self._names:
+            self._names[decoder] = self._running(decoder).name
+        return self._names[decoder]
 
-        def give_up() -> None:
-            late.set()
-            child.kill()
+    def _running(self, decoder: str) -> DecoderProcess:
+        """A child that can be asked."""
+        child = self._children.get(decoder)
+        if child is not None and (
+            child.answered >= CLIPS_PER_CHILD or 2 * child.resident_bytes > self._memory_bytes or not child.lives
+        ):
+            child.close()
+            child = None
+        if child is None:
+            child = self._children[decoder] = DecoderProcess(decoder, self._memory_bytes)
+        return child
 
-        alarm = threading.Timer(seconds, give_up)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            if request is not None:
-                decode_child.write_message(child.stdin, request, data)
-            return decode_child.read_message(child.stdout)
-        except (BrokenPipeError, ValueError):
-            return None
-        finally:
-            alarm.cancel()
-            if late.is_set():  # even if the reply came just in time: the next clip needs a living child
-                self.close()
+    def _first_answer(self, fields: dict[str, Any], data: bytes, digest: str, seconds: float) -> tuple[Reply, str]:
+        """The reply of the first decoder that has one, and its name. Starting a child is not on the clip's account."""
+        limits = Limits(seconds=seconds, memory_bytes=self._memory_bytes)
+        left = seconds
+        reasons = []
+        for decoder in self._order():
+            name = self._name(decoder)
+            reason = self._verdicts.reason(digest, name, limits)
+            if reason is None:
+                share = left if decoder == DECODERS[-1] else left / 2
+                try:
+                    return self._ask(decoder, fields, data, share), name
+                except _Refused as refused:
+                    reason = str(refused)
+                    left -= refused.seconds
+                    self._verdicts.add(digest, name, reason, limits, shared=refused.of_the_clip)
+            reasons.append(f"{decoder}: {reason}")
+        raise SampleError(f"clip of {len(data)} bytes cannot be decoded: {'; '.join(reasons)}")
 
-    def _start(self) -> None:
-        self.close()
-        # -P: else the folder of the script, which holds a types.py, would shadow the standard library.
-        command = [sys.executable, "-P", str(Path(decode_child.__file__))]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._clips = 0
-        hello = self._exchange(START_SECONDS, None, b"")
-        if hello is None:
-            self.close()
-            raise RuntimeError(f"the clip decoder does not start; try: {' '.join(command)}")
-        if self._name is None and not hello[0]["decoder"].startswith("decord"):
-            log.warning("decord cannot be imported here; clips are decoded by %s", hello[0]["decoder"])
-        self._name = hello[0]["decoder"]
+    def _ask(self, decoder: str, fields: dict[str, Any], data: bytes, seconds: float) -> Reply:
+        """One decoder's reply, or _Refused. A child that died is tried once more: the host may have killed it."""
+        spent = 0.0
+        for last in (False, True):
+            child = self._running(decoder)
+            started = time.monotonic()
+            try:
+                reply = child.ask(fields, data, seconds - spent)
+            except DecoderGone as gone:
+                spent += time.monotonic() - started
+                if gone.why == "closed":
+                    raise SampleError(str(gone)) from None
+                if gone.why == "died" and not last:
+                    continue
+                raise _Refused(str(gone), of_the_clip=gone.why != "died", seconds=spent) from None
+            if "error" in reply[0]:
+                spent += time.monotonic() - started
+                raise _Refused(reply[0]["error"], of_the_clip=True, seconds=spent)
+            return reply
+        raise AssertionError
+
+
+class _Refused(Exception):
+    """A decoder could not decode a clip."""
+
+    def __init__(self, reason: str, *, of_the_clip: bool, seconds: float) -> None:
+        super().__init__(reason)
+        self.of_the_clip = of_the_clip
+        self.seconds = seconds

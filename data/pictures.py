@@ -17,6 +17,9 @@ from data.errors import SampleError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_DECODED_PIXELS = 178_956_970  # a compressed bomb must not take the host's memory; Pillow refuses more as well
+# A progressive JPEG passes over all its pixels once a scan, and a scan may take 14 bytes: without a limit 1 MB of file
+# takes hours to decode. Usual are ten scans; this much takes some ten seconds.
+MAX_SCANNED_PIXELS = 4_000_000_000
 # Modes that say which colours their numbers are. 32-bit integers and floats (I, F) do not, LAB is not converted.
 _SHOWN = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _WIDE = {"I;16", "I;16L", "I;16B"}
@@ -82,6 +85,11 @@ def _header(data: bytes) -> Image.Image:
         raise SampleError(f"not a picture of the formats {', '.join(FORMATS)}: {reason}") from error
     if picture.width * picture.height > MAX_DECODED_PIXELS:
         raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1  # libtiff limits those in TIFF itself
+    if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:
+        raise SampleError(
+            f"JPEG of {picture.height}x{picture.width} pixels in {scans} scans: above {MAX_SCANNED_PIXELS} pixels"
+        )
     if picture.mode not in _SHOWN | _WIDE and (picture.mode, picture.format) != ("I", "PNG"):
         raise SampleError(
             f"{picture.format} picture with pixels of mode {picture.mode}: no way to show them is agreed; store it "

@@ -221,7 +221,7 @@ def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
 def _identity(config: DataConfig, indexes: Sequence[SampleIndex]) -> dict[str, Any]:
     """All that decides the order of samples and their lengths; paths, prefetch, deadlines and caches do not."""
     video = asdict(config.video)
-    for key in ("timeout_seconds", "cache_dir", "cache_bytes"):
+    for key in ("timeout_seconds", "timeout_per_second", "memory_bytes", "cache_dir", "cache_bytes"):
         del video[key]
     sources = [[s.name, s.weight, index.digest] for s, index in zip(config.sources, indexes, strict=True)]
     budgets = {

@@ -23,7 +23,9 @@ NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 def open_source(config: DataConfig, source: SourceConfig) -> SourceIndex:
     """The index of a source of samples, or of token files. Raises MismatchError."""
-    return TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path, source.index)
+    return (
+        TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path, source.index)
+    )
 
 
 def open_indexes(config: DataConfig) -> list[SourceIndex]:
@@ -88,7 +90,9 @@ class RowReader:
             try:
                 if (source_id, index) in bad:
                     raise SampleError(bad[source_id, index])
-                self._patches.read_into(raw, sample.media, sizes, patches[place:end], row.caps.get((source_id, index)))
+                self._patches.read_into(
+                    raw, sample.media, sizes, patches[place:end], cap=row.caps.get((source_id, index))
+                )
             except SampleError as error:
                 patches[place:end] = 0
                 sample.targets[:] = IGNORE

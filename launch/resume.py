@@ -29,6 +29,8 @@ FREE = (
     "data.bad_in_row",
     "data.tokenizer",  # only its place: the index refuses another tokenizer
     "data.video.timeout_seconds",
+    "data.video.timeout_per_second",
+    "data.video.memory_bytes",
     "data.video.cache_dir",
     "data.video.cache_bytes",
 )

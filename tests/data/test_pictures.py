@@ -1,7 +1,12 @@
 """Picture files show what a person would see; damaged ones raise SampleError and nothing else."""
 
+import contextlib
 import io
+import resource
 import struct
+import time
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +81,38 @@ def test_a_picture_too_large_is_refused_by_its_header() -> None:
         head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         with pytest.raises(SampleError, match="above 178956970 pixels"):
             image_size(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b""))
+
+
+def test_a_jpeg_of_endless_scans_is_refused_by_its_header() -> None:
+    """2000x2000 pixels in 1 MB, of one scan 60,000 times over: libjpeg would take minutes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (2000, 2000), (120, 130, 140)).save(stream, "JPEG", progressive=True)
+    good = stream.getvalue()
+    last, end = good.rindex(b"\xff\xda"), good.rindex(b"\xff\xd9")
+    assert end - last < 20
+    start = time.monotonic()
+    for read in (image_size, decode_image):
+        with pytest.raises(SampleError, match="JPEG of 2000x2000 pixels in 60010 scans"):
+            read(good[:end] + good[last:end] * 60_000 + good[end:])
+    assert time.monotonic() - start < 5
+    few = decode_image(good[:end] + good[last:end] * 10 + good[end:])
+    assert np.abs(np.asarray(few).astype(int) - (120, 130, 140)).max() <= 2
+
+
+def test_a_compressed_text_of_gigabytes_is_not_unpacked() -> None:
+    text = zlib.compress(bytes(300 << 20), 9)
+    assert len(text) < 1 << 20
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)) + chunk(b"zTXt", b"note\0\0" + text)
+    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(8 * 25))) + chunk(b"IEND", b"")
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with contextlib.suppress(SampleError):
+            assert np.asarray(decode_image(data)).shape == (8, 8, 3)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    finally:
+        tracemalloc.stop()
 
 
 def test_broken_pictures_raise_sample_error() -> None:

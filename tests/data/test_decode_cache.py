@@ -1,0 +1,382 @@
+"""The cache of decoded frames: what it gives is right, what it takes is bounded, and nothing that dies hurts it."""
+
+import fcntl
+import logging
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import cache_room
+from data.cache_file import HEADER_BYTES, Use
+from data.config import ImageConfig, VideoConfig
+from data.decode import ClipDecoder, ClipRequest
+from data.decode_cache import CacheCounters, DecodeCache, frame_key
+from data.encode import media_grid
+from data.errors import SampleError
+from data.images import normalisation_table
+from data.media import PatchReader
+from data.types import MediaSize, RawSample
+from data.video import video_grid
+from tests.data.cache_workers import FILE_BYTES, frames_of, key_of, kill_and_replace, killed_writer, start, used_bytes
+from tests.data.conftest import IMAGE, VIDEO, clip_bytes
+
+
+def put(cache: DecodeCache, number: int, use: Use | None = None) -> None:
+    cache.put(key_of(number), frames_of(number), "decord", use)
+
+
+def stored(folder: Path, numbers: range) -> set[int]:
+    return {number for number in numbers if (folder / key_of(number)[:2] / f"{key_of(number)}.clip").exists()}
+
+
+def test_cache_gives_back_the_frames_to_anyone(tmp_path: Path) -> None:
+    put(DecodeCache(tmp_path, 10 * FILE_BYTES), 0)
+    other = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    found = other.get(key_of(0))
+    assert found is not None and np.array_equal(found, frames_of(0))
+    assert other.get(key_of(1)) is None
+    assert other.counters == CacheCounters(hits=1, read_bytes=FILE_BYTES)
+
+
+@pytest.mark.parametrize("place", [9, 30, 60, 165, HEADER_BYTES, FILE_BYTES - 1, "short", "empty", "zeros"])
+def test_a_corrupt_or_short_file_is_a_miss_and_goes_away(place: int | str, tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    put(cache, 0)
+    (path,) = tmp_path.glob("*/*.clip")
+    data = bytearray(path.read_bytes())
+    if isinstance(place, int):
+        data[place] ^= 1
+    else:
+        data = {"short": data[:-1], "empty": bytearray(), "zeros": bytearray(len(data))}[place]
+    path.write_bytes(data)
+    assert cache.get(key_of(0)) is None
+    assert not path.exists() and cache.counters.damaged == 1
+
+
+def test_a_file_under_another_key_is_a_miss(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    put(cache, 0)
+    (path,) = tmp_path.glob("*/*.clip")
+    other = cache._path(key_of(1))
+    other.parent.mkdir(exist_ok=True)
+    path.rename(other)
+    assert cache.get(key_of(1)) is None
+
+
+def test_a_file_cut_short_in_place_never_gives_frames(tmp_path: Path) -> None:
+    """insitubatch #42: whoever has it mapped reads zeros, or dies. Here what is given was read and checked before."""
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    put(cache, 0)
+    (path,) = tmp_path.glob("*/*.clip")
+    found = cache.get(key_of(0))
+    with open(path, "r+b") as file:
+        file.truncate(HEADER_BYTES + 100)
+        file.truncate(FILE_BYTES)  # of the right length again, with zeros
+    assert found is not None and np.array_equal(found, frames_of(0))
+    assert cache.get(key_of(0)) is None
+
+
+def test_cache_stays_below_its_bound_and_drops_the_longest_unread(tmp_path: Path) -> None:
+    bound = 5 * FILE_BYTES
+    cache = DecodeCache(tmp_path, bound)
+    for number in range(5):
+        put(cache, number)
+        os.utime(cache._path(key_of(number)), (number, number))
+    assert cache.get(key_of(0)) is not None, "reading makes it recent"
+    for number in range(5, 9):
+        put(cache, number)
+        assert used_bytes(tmp_path) <= bound
+    assert stored(tmp_path, range(9)) >= {8, 0} and 1 not in stored(tmp_path, range(9))
+    assert cache.counters.evicted == 9 - len(stored(tmp_path, range(9)))
+    assert cache.counters.evicted_bytes == cache.counters.evicted * FILE_BYTES
+
+
+def test_an_item_larger_than_the_cache_goes_by_it(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, FILE_BYTES - 1)
+    put(cache, 0)
+    assert cache.get(key_of(0)) is None and cache.counters.bypassed == 1
+    cache = DecodeCache(tmp_path, FILE_BYTES)
+    for number in (0, 1):
+        put(cache, number)
+        assert cache.get(key_of(number)) is not None
+    assert used_bytes(tmp_path) == FILE_BYTES
+
+
+def test_what_the_plan_needs_last_goes_first(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 6 * FILE_BYTES)
+    for number, next_step in enumerate([500, 30, None, 1000, 20]):
+        put(cache, number, Use(run="a", step=10, next_step=next_step))
+    put(cache, 5)  # no run has planned it
+    put(cache, 6, Use(run="a", step=11, next_step=600))
+    assert stored(tmp_path, range(7)) == {0, 1, 4, 6}, "gone: what is needed no more, not planned, needed last"
+    put(cache, 7, Use(run="a", step=12, next_step=40))
+    put(cache, 8, Use(run="a", step=12, next_step=50))
+    assert cache.get(key_of(1), Use(run="a", step=30, next_step=3000)) is not None
+    put(cache, 9, Use(run="a", step=31, next_step=60))
+    assert stored(tmp_path, range(10)) == {4, 7, 8, 9}, "a read says when the next one is"
+
+
+def test_the_nearest_use_of_several_runs_counts(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 4 * FILE_BYTES)
+    put(cache, 0, Use(run="a", step=100, next_step=9000))
+    assert cache.get(key_of(0), Use(run="b", step=5000, next_step=5010)) is not None
+    put(cache, 1, Use(run="a", step=100, next_step=200))
+    put(cache, 2, Use(run="a", step=101, next_step=300))
+    put(cache, 3, Use(run="b", step=5001, next_step=5400))
+    put(cache, 4, Use(run="a", step=102, next_step=250))
+    assert stored(tmp_path, range(5)) == {0, 1, 4}, "10 steps ahead, 98, 148; gone: 198 and 399"
+
+
+def test_a_run_that_is_over_has_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DecodeCache(tmp_path, 3 * FILE_BYTES)
+    put(cache, 0, Use(run="old", step=1, next_step=2))
+    later = time.time() + 2 * cache_room.RUN_SECONDS
+    monkeypatch.setattr(time, "time", lambda: later)
+    put(cache, 1, Use(run="new", step=1, next_step=50))
+    put(cache, 2, Use(run="new", step=1, next_step=60))
+    put(cache, 3, Use(run="new", step=1, next_step=70))
+    assert 0 not in stored(tmp_path, range(4))
+
+
+def test_what_was_due_long_ago_is_not_kept_for_ever(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 3 * FILE_BYTES)
+    put(cache, 0, Use(run="a", step=1, next_step=2))
+    for number in (1, 2, 3):
+        put(cache, number, Use(run="a", step=2 + cache_room.LATE_STEPS, next_step=9000))
+    assert 0 not in stored(tmp_path, range(4))
+
+
+def test_foreign_files_are_never_removed_nor_replaced(tmp_path: Path) -> None:
+    """mosaicml/streaming #988: an evictor removed what nobody else had."""
+    precious = tmp_path / "elsewhere" / "precious"
+    precious.mkdir(parents=True)
+    folder = tmp_path / "cache"
+    cache = DecodeCache(folder, 3 * FILE_BYTES)
+    texts = {
+        precious / f"{key_of(90)}.clip": b"TRIPCLIP through a link to a folder",
+        folder / "notes.clip": b"TRIPCLIP in no folder of ours",
+        folder / key_of(0)[:2] / "notes.clip": b"TRIPCLIP under another name",
+        folder / key_of(0)[:2] / ".notes.tmp": b"not our way to name what is being written",
+        folder / key_of(1)[:2] / f"{key_of(1)}.clip": b"our name, another's file" * 1000,
+        precious / "target": b"TRIPCLIP through a link",
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    (folder / key_of(2)[:2]).mkdir(exist_ok=True)
+    (folder / key_of(2)[:2] / f"{key_of(2)}.clip").symlink_to(precious / "target")
+    linked = next(n for n in range(100, 1000) if not (folder / key_of(n)[:2]).exists())
+    (folder / key_of(linked)[:2]).symlink_to(precious)
+    for number in [*range(12), linked]:
+        cache.get(key_of(number))
+        put(cache, number)
+    DecodeCache(folder, FILE_BYTES)
+    for path, text in texts.items():
+        assert path.read_bytes() == text
+    assert sorted(path.name for path in precious.iterdir()) == sorted(["target", f"{key_of(90)}.clip"])
+
+
+def test_eight_processes_and_kill_9(tmp_path: Path) -> None:
+    bound = 10 * (HEADER_BYTES + 16 * 112 * 112 * 3)
+    killed, most, wrong = kill_and_replace(tmp_path, bound, 8, 6.0)
+    assert killed >= 3 and wrong == 0
+    assert bound / 2 < most <= bound
+    cache = DecodeCache(tmp_path, bound)
+    assert not list(tmp_path.glob("*/.*"))
+    intact = [cache.get(path.stem) for path in tmp_path.glob("*/*.clip")]
+    assert intact and all(frames is not None for frames in intact)
+
+
+def test_what_a_killed_writer_leaves_counts_until_it_is_swept(tmp_path: Path) -> None:
+    process = start(killed_writer, tmp_path, FILE_BYTES)
+    process.join(30)
+    assert process.exitcode == -9
+    assert used_bytes(tmp_path) == FILE_BYTES, "room was taken before the first byte"
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    assert used_bytes(tmp_path) == 0
+    put(cache, 0)
+    assert cache.get(key_of(0)) is not None
+
+
+def test_what_a_living_writer_has_begun_is_left_to_it(tmp_path: Path) -> None:
+    cache = DecodeCache(tmp_path, 2 * FILE_BYTES)
+    with cache._room.reserve(key_of(0), FILE_BYTES) as reserved:
+        assert reserved is not None
+        other = DecodeCache(tmp_path, 2 * FILE_BYTES)
+        put(other, 1)
+        put(other, 2)
+        assert reserved[1].exists() and used_bytes(tmp_path) == 2 * FILE_BYTES
+    assert used_bytes(tmp_path) == FILE_BYTES
+
+
+def test_a_file_size_limit_costs_the_saving_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES // 2, before[1]))
+    try:
+        with caplog.at_level(logging.WARNING):
+            put(cache, 0)
+            put(cache, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert used_bytes(tmp_path) == 0 and cache.counters.bypassed == 2
+    assert sum("cannot write" in record.message for record in caplog.records) == 1
+    put(cache, 0)
+    assert cache.get(key_of(0)) is not None
+
+
+def test_a_disk_smaller_than_the_bound_is_lived_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        if used_bytes(tmp_path) + length > 3 * FILE_BYTES:
+            raise OSError(28, "No space left on device")
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = DecodeCache(tmp_path, 100 * FILE_BYTES)
+    for number in range(8):
+        put(cache, number)
+        assert cache.get(key_of(number)) is not None
+    assert cache.counters.bypassed == 0
+
+
+def test_a_folder_that_cannot_be_is_told_and_lived_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        cache = DecodeCache(tmp_path / "file" / "cache", 10 * FILE_BYTES)
+        put(cache, 0)
+        with cache.flight(key_of(0), 1.0) as waited:
+            assert not waited
+    assert cache.get(key_of(0)) is None and len(caplog.records) == 1
+
+
+def test_a_stopped_evictor_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_room, "LOCK_SECONDS", 0.2)
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    with open(tmp_path / "room", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start_time = time.monotonic()
+        put(cache, 0)
+        assert time.monotonic() - start_time < 2 and cache.counters.bypassed == 1
+    put(cache, 0)
+    assert cache.get(key_of(0)) is not None
+
+
+def test_keys_name_all_that_decides_the_pixels() -> None:
+    def key(data: bytes, indices: list[int], height: int, width: int, decoder: str) -> str:
+        return frame_key(ClipRequest(data=data, indices=np.array(indices), height=height, width=width).digest, decoder)
+
+    keys = {
+        key(b"clip", [0, 1], 28, 56, "decord 0.6.0"),
+        key(b"clap", [0, 1], 28, 56, "decord 0.6.0"),
+        key(b"clip", [0, 2], 28, 56, "decord 0.6.0"),
+        key(b"clip", [0, 1], 56, 28, "decord 0.6.0"),
+        key(b"clip", [0, 1], 28, 56, "pyav"),
+    }
+    assert len(keys) == 5
+
+
+SIZE = MediaSize(kind="video", height=48, width=64, frames=12, fps=8.0)
+
+
+def video(folder: Path | None, **changes: object) -> VideoConfig:
+    fields = {"min_pixels": VIDEO.min_pixels, "max_pixels": VIDEO.max_pixels, "max_frames": 8, "cache_bytes": 10**7}
+    return VideoConfig(cache_dir=None if folder is None else str(folder), **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_patches_are_the_same_with_and_without_the_cache(tmp_path: Path, clip: bytes) -> None:
+    raw = RawSample(key="k", content={}, media={0: ("mp4", clip)})
+    readers = [PatchReader(IMAGE, video(None)), PatchReader(IMAGE, video(tmp_path))]
+    without, cold = (reader.read(raw, (0,), [SIZE]) for reader in readers)
+    assert without.shape == (video_grid(12, 8.0, 48, 64, IMAGE, video(None)).num_patches, 1176)
+    readers[1]._decoder.decode = lambda *_: pytest.fail("decoded again")  # type: ignore[method-assign,assignment]
+    warm = readers[1].read(raw, (0,), [SIZE])
+    assert np.array_equal(without, cold) and np.array_equal(without, warm)
+    assert readers[1].counters == CacheCounters(
+        hits=1, misses=1, stored=1, read_bytes=readers[1].counters.stored_bytes, stored_bytes=used_bytes(tmp_path)
+    )
+    assert readers[0].counters == CacheCounters()
+    for reader in readers:
+        reader.close()
+
+
+def test_one_decodes_and_the_others_wait(tmp_path: Path, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = ClipDecoder.decode
+
+    def slow(self: ClipDecoder, *arguments: object) -> object:
+        decoded.append(1)
+        time.sleep(0.5)
+        return decode(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ClipDecoder, "decode", slow)
+    raw = RawSample(key="k", content={}, media={0: ("mp4", clip)})
+    readers = [PatchReader(IMAGE, video(tmp_path)) for _ in range(4)]
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda reader=reader: found.append(reader.read(raw, (0,), [SIZE])))  # type: ignore[misc]
+        for reader in readers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(decoded) == 1 and len(found) == 4 and all(np.array_equal(found[0], other) for other in found)
+    total = CacheCounters()
+    for reader in readers:
+        total.add(reader.counters)
+        reader.close()
+    assert (total.hits, total.misses, total.gave_up) == (3, 1, 0) and 1 <= total.waits <= 3 and total.wait_seconds > 0
+
+
+def test_who_waits_too_long_decodes_alone(tmp_path: Path) -> None:
+    cache, other = (DecodeCache(tmp_path, 10 * FILE_BYTES) for _ in range(2))
+    with cache.flight(key_of(0), 1.0) as waited:
+        assert not waited
+        with other.flight(key_of(0), 0.1) as waited:
+            assert waited
+        assert (other.counters.waits, other.counters.gave_up) == (1, 1)
+        with other.flight(key_of(1), 0.1) as waited:
+            assert not waited, "another clip"
+    with other.flight(key_of(0), 0.1) as waited:
+        assert not waited
+
+
+def test_a_second_opinion_is_found_in_the_cache_and_an_undecodable_clip_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = clip_bytes().replace(b"avc1", b"avc9")  # a codec that nobody knows
+    raw = RawSample(key="k", content={}, media={0: ("mp4", clip)})
+    for again in (False, True):
+        reader = PatchReader(IMAGE, video(tmp_path))
+        with pytest.raises(SampleError, match=r"sample k, member 0: clip of \d+ bytes cannot be decoded: decord: "):
+            if again:
+                monkeypatch.setattr(ClipDecoder, "decode", lambda *_: pytest.fail("asked again"))
+            reader.read(raw, (0,), [SIZE])
+        reader.close()
+
+
+def test_a_thinned_clip_is_read_as_it_was_planned(tmp_path: Path) -> None:
+    """40 frames are wanted and 12 have room: the decoder, the cache's key and the patches all follow the plan."""
+    image = ImageConfig(min_pixels=28 * 28)
+    video = VideoConfig(fps=8.0, max_frames=None, max_tokens=24, cache_dir=str(tmp_path), timeout_seconds=20.0)
+    clip = clip_bytes(frames=40)
+    size = MediaSize(kind="video", height=48, width=64, frames=40, fps=8.0)
+    grid = media_grid(size, image, video)
+    assert grid.merged == (6, 2, 2)
+    reader = PatchReader(image, video)
+    patches = reader.read(RawSample(key="k", content={}, media={0: ("mp4", clip)}), (0,), [size])
+    reader.close()
+    assert patches.shape == (grid.num_patches, 1176)
+    # Frame i has the grey 10 + i * 235 // 40; red of the first pixel of both frames of each temporal patch:
+    table = normalisation_table(image)[0]
+    red = patches.reshape(6, 16, 3, 2, 196)[:, 0, 0, :, 0].reshape(-1)
+    seen = np.abs(red[:, None] - table[None]).argmin(axis=1)
+    due = [10 + round(i * 39 / 11) * 235 // 40 for i in range(12)]
+    assert np.abs(seen - due).max() <= 2
