@@ -48,6 +48,8 @@ class ShardInfo:
     name: str
     size: int
     digest: str
+    etag: str | None = None
+    """As the store told it; None of a local folder."""
 
 
 class Index:
@@ -86,14 +88,16 @@ class Index:
 
     def read_bytes(self, i: int) -> bytes:
         """The stored bytes of sample i, checked. Fetched again once if wrong; then raises ShardFault."""
-        shard = self.shards[self.columns["shard"][i]].name
+        shard = self.shards[self.columns["shard"][i]]
         offset, nbytes, expected = (int(self.columns[name][i]) for name in ("offset", "nbytes", "crc32c"))
         found = []
         for _ in range(2):
-            data = self.store.read_range(shard, offset, nbytes)
+            data = self.store.read_range(shard.name, offset, nbytes, shard.etag)
             if len(data) == nbytes and google_crc32c.value(data) == expected:
                 return data
-            found.append(f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x}")
+            found.append(
+                f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x} from {self.store.where(shard.name)}"
+            )
         raise ShardFault(
             f"{self.where(i)} was indexed as {nbytes} bytes with CRC32C {expected:08x}, but read as {found[0]}, "
             f"then {found[1]}; restore the shard, or index it again if it was meant to change"

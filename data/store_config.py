@@ -14,7 +14,7 @@ class LimiterConfig:
     """Four fifths of the 10 Gbit/s an account has in mainland China; divide by the nodes of the run."""
     floor: float = 0.01
     """Share of the budget below which no rate falls."""
-    increase: float = 0.005
+    increase: float = 0.01
     """Share of the budget that a rate gains in a second in which it held somebody back."""
     decrease: float = 0.85
     """What is left of a rate after a rejection, a told delay, or rising latency; at most every half second."""

@@ -151,8 +151,8 @@ def test_flipped_bytes_are_fetched_again_once_and_then_fatal(make_source: Callab
     good = index.store.read_range
     wrong = [True]
 
-    def flip_once(name: str, offset: int, length: int) -> bytes:
-        data = good(name, offset, length)
+    def flip_once(name: str, offset: int, length: int, etag: str | None = None) -> bytes:
+        data = good(name, offset, length, etag)
         return data[:-600] + bytes([data[-600] ^ 4]) + data[-599:] if wrong and wrong.pop() else data
 
     index.store.read_range = flip_once  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """Many light processes that read from one store at once, as the workers of a node do."""
 
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Read:
 
 def read_for(store: OssStore, seed: int, seconds: float, name: str, length: int, data: bytes) -> Read:
     """Read random ranges of one object until the time is over."""
+    os.nice(5)  # a real service does not share its processors with readers
     chosen = random.Random(seed)
     end = time.monotonic() + seconds
     reads = wrong = 0
