@@ -23,3 +23,11 @@ class BadSamples(RuntimeError):
 
 class ShardFault(RuntimeError):
     """Stored bytes differ from what was indexed, twice in a row: an environment fault, never skipped over."""
+
+
+class StoreError(RuntimeError):
+    """An object store does not give what was asked, whatever was tried: ends the job. Names object, range, request."""
+
+
+class MissingObject(StoreError, FileNotFoundError):
+    """There is no such object."""

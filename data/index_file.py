@@ -96,7 +96,9 @@ class Index:
             data = self.store.read_range(shard.name, offset, nbytes, shard.etag)
             if len(data) == nbytes and google_crc32c.value(data) == expected:
                 return data
-            found.append(f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x}")
+            found.append(
+                f"{len(data)} bytes with CRC32C {google_crc32c.value(data):08x} from {self.store.where(shard.name)}"
+            )
         raise ShardFault(
             f"{self.where(i)} was indexed as {nbytes} bytes with CRC32C {expected:08x}, but read as {found[0]}, "
             f"then {found[1]}; restore the shard, or index it again if it was meant to change"

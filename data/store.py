@@ -1,9 +1,12 @@
-"""Where shards lie. One small interface; only a local (or mounted) directory for now."""
+"""Where shards lie: one small interface, and a local (or mounted) folder behind it; data/oss.py has the other."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from data.store_config import OssConfig
+from data.store_stats import StoreMeter, StoreStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,14 @@ class ShardStore(Protocol):
         """
         ...
 
+    def where(self, name: str) -> str:
+        """Where an object lies, and what else helps to find out why it is as it is; for messages."""
+        ...
+
+    def stats(self) -> StoreStats:
+        """What was counted in this process."""
+        ...
+
 
 class LocalStore:
     """A folder. Opens the file for every read: one system call more, and no descriptors to run out of."""
@@ -43,6 +54,7 @@ class LocalStore:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"no folder {self.folder}; make the data first or correct the path of the source")
+        self._meter = StoreMeter()
 
     def list(self, suffix: str) -> list[StoredObject]:
         """Files in this folder itself, sorted by name; folders below (such as index/) are not entered."""
@@ -64,14 +76,32 @@ class LocalStore:
                 parts.append(part)
                 offset += len(part)
                 length -= len(part)
+            self._meter.add(requests=1, bytes=sum(map(len, parts)))
             return parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
             os.close(descriptor)
 
+    def where(self, name: str) -> str:
+        """The file's path."""
+        return str(self.folder / name)
 
-def open_store(path: str | Path) -> ShardStore:
-    """The store that `path` names. Raises ValueError for schemes that are not there yet."""
+    def stats(self) -> StoreStats:
+        """Reads and bytes so far."""
+        return self._meter.stats()
+
+
+def open_store(path: str | Path, config: OssConfig | None = None) -> ShardStore:
+    """The store that `path` names: a folder, `file://folder` or `oss://bucket/prefix`.
+
+    Raises ValueError for other schemes, for a folder that is not there, and for `oss://` without a config.
+    """
     scheme, separator, _ = str(path).partition("://")
+    if separator and scheme == "oss":
+        if config is None:
+            raise ValueError(f"{path}: say in the recipe how to reach it: data.oss.region and so on, see docs/oss.md")
+        from data.oss import OssStore  # here, because oss2 takes half a second to import
+
+        return OssStore(str(path), config)
     if separator and scheme != "file":
-        raise ValueError(f"{path}: the store {scheme}:// is not built yet; mount or copy the shards to a local folder")
+        raise ValueError(f"{path}: there is no store {scheme}://; use a folder, file://folder or oss://bucket/prefix")
     return LocalStore(str(path).removeprefix("file://"))

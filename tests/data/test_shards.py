@@ -176,8 +176,10 @@ def test_a_failed_writer_leaves_nothing_under_a_final_name(tmp_path: Path, clip:
     assert not any((tmp_path / "a").iterdir())
 
 
-def test_stores_that_are_not_there_yet_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="oss:// is not built yet"):
+def test_stores_that_are_not_there_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no store s3://"):
+        open_store("s3://bucket/folder")
+    with pytest.raises(ValueError, match="how to reach it"):
         open_store("oss://bucket/folder")
     with pytest.raises(ValueError, match="no folder"):
         open_store(tmp_path / "absent")

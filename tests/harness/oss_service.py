@@ -1,0 +1,105 @@
+"""The loopback service as tests hold it: start, fill, break, count, stop."""
+
+import http.client
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.harness.oss_server import ACCESS, BUCKET, SECRET
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class OssService:
+    """A running service. Its process ends with this one, however this one ends."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.harness.oss_server"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.role_url = f"{self.endpoint}/_control/role"
+        self.environment = {"OSS_ACCESS_KEY_ID": ACCESS, "OSS_ACCESS_KEY_SECRET": SECRET}
+
+    def put(self, name: str, data: bytes) -> str:
+        """Store an object; its etag."""
+        return self._ask(f"object/{name}", data)["etag"]
+
+    def put_folder(self, folder: Path, prefix: str, suffix: str = "") -> str:
+        """Store the files of a folder and give the address of the place they lie in."""
+        for path in sorted(folder.rglob("*" + suffix)):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"oss://{BUCKET}/{prefix}"
+
+    def plan(self, *faults: dict[str, Any]) -> None:
+        """Faults from now on, in place of those before; see oss_faults.Fault."""
+        self._tell("faults", list(faults))
+
+    def throttle(
+        self, requests: float = 0, bytes_: float = 0, delays: bool = False, burst_seconds: float = 0.25
+    ) -> None:
+        """Let so much through a second, 0 for all of it."""
+        self._tell(
+            "throttle", {"requests": requests, "bytes_": bytes_, "delays": delays, "burst_seconds": burst_seconds}
+        )
+
+    def keys(self, known: dict[str, dict[str, Any]]) -> None:
+        """The access keys that hold from now on."""
+        self._tell("keys", known)
+
+    def clock(self, offset: float) -> None:
+        """Seconds by which the service's clock is ahead."""
+        self._tell("clock", offset)
+
+    def role_life(self, seconds: float, delay: float = 0.0) -> None:
+        """How long temporary keys hold, and how long it takes to give them out."""
+        self._tell("role-life", [seconds, delay])
+
+    def forget(self) -> None:
+        """Count anew."""
+        self._tell("forget", None)
+
+    def state(self) -> dict[str, Any]:
+        """`counts`, a `log` of the first 2,000, and `tenths` of seconds (time, served, refused, bytes, late)."""
+        return self._ask("state")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often what happened."""
+        return self.state()["counts"]
+
+    def stop(self) -> None:
+        """End it; safe to call twice."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(timeout=10)
+
+    def _tell(self, what: str, value: Any) -> None:
+        self._ask(what, json.dumps(value).encode())
+
+    def _ask(self, what: str, body: bytes = b"") -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("POST", f"/_control/{quote(what)}", body)
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+
+def served_between(tenths: list[list[float]], start: float, end: float) -> tuple[int, int, int]:
+    """(objects served, requests refused, bytes) of whole tenths between two moments of time.monotonic()."""
+    chosen = [tenth for tenth in tenths if start <= tenth[0] * 0.1 and (tenth[0] + 1) * 0.1 <= end]
+    return (
+        int(sum(tenth[1] for tenth in chosen)),
+        int(sum(tenth[2] for tenth in chosen)),
+        int(sum(tenth[3] for tenth in chosen)),
+    )

@@ -1,0 +1,140 @@
+"""Object storage: what each fault costs (items 1 and 2), and what readers keep of a limited service (item 3)."""
+
+from collections.abc import Callable
+
+from tests.harness.oss_cases import CASES, connections_used, expiring_tokens, refused_tokens, run_case
+from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
+from tests.harness.oss_limits import Kept, keep_capacity, killed_readers, storm
+from tests.prove.case import Case, Cell
+from tests.prove.context import Context
+
+CRC_ONLY = ("flipped bit", "flipped at rest", "text inside", "text before")  # right in every header
+SECONDS = 30.0
+LIMITS = {
+    "requests, budget 2 capacities": {"budget": 2.0},
+    "requests, budget 6 capacities": {"budget": 6.0},
+    "bytes, budget 2 capacities": {"budget": 2.0, "by_bytes": True},
+}
+
+
+def cases() -> dict[str, Case]:
+    """Every case by its key."""
+    found = {f"oss/fault {name}": _fault(name) for name in CASES}
+    found |= {f"oss/limit {name}": _limit(name) for name in LIMITS}
+    for key, (item, measure, limits) in _SMALL.items():
+        found[f"oss/{key}"] = _small(key, item, measure, limits)
+    found["oss/silent limit"] = _silent()
+    return found
+
+
+def _fault(name: str) -> Case:
+    case = CASES[name]
+    outcome = f"a {case.fatal[0]} that says where" if case.fatal else "the same samples"
+    head = f"case {case.number}, {name} ({case.injected}), ends in {outcome}"
+    below = () if name in CRC_ONLY else (f"{head}: wrong answers believed before the CRC",)
+    names = (
+        f"{head}: samples lost",
+        f"{head}: samples repeated",
+        f"{head}: places with other bytes",
+        f"{head}: what an error lacks, or one that is not due",
+        f"{head}: seconds",
+        f"{head}: requests that do not name the etag",
+        f"{head}: requests and rejections counted otherwise than by the service",
+        *below,
+    )
+
+    def run(context: Context) -> list[Cell]:
+        found = context.run_here(run_case, name=name)
+        outcome = found.outcome
+        values = (
+            (outcome.lost, 0.0, "samples"),
+            (outcome.repeated, 0.0, "samples"),
+            (outcome.other, 0.0, "samples"),
+            (found.missing_words, 0.0, "count"),
+            (found.seconds, case.seconds, "s"),
+            (found.unasked, 0.0, "requests"),
+            (found.miscounted, 0.0, "requests"),
+            (outcome.wrong_below, 0.0, "answers"),
+        )
+        return [
+            Cell(name=title, measured=measured, limit=limit, unit=unit)
+            for title, (measured, limit, unit) in zip(names, values, strict=False)
+        ]
+
+    return Case(item=2, names=names, run=run)
+
+
+def _limit(name: str) -> Case:
+    head = f"16 readers under a limit of {name}"
+    names = (
+        f"{head}: share of the capacity not used",
+        f"{head}: share of requests rejected",
+        f"{head}: reads that failed",
+        f"{head}: requests, rejections and bytes counted otherwise than by the service",
+    )
+
+    def run(context: Context) -> list[Cell]:
+        kept: Kept = context.run_here(keep_capacity, seconds=SECONDS, **LIMITS[name])
+        values = ((kept.unused, 0.15), (kept.rejected, 0.02), (kept.failed, 0.0), (kept.miscounted, 0.0))
+        return [
+            Cell(name=title, measured=measured, limit=limit, unit=f"of {kept.summary}")
+            for title, (measured, limit) in zip(names, values, strict=True)
+        ]
+
+    return Case(item=3, names=names, run=run)
+
+
+def _silent() -> Case:
+    head = "case 2, a service that holds answers back at its capacity"
+    names = (
+        f"{head}: by how long with the limiter, as a share of that without",
+        f"{head}: share of the capacity not used",
+        f"{head}: reads that failed",
+    )
+
+    def run(context: Context) -> list[Cell]:
+        kept = context.run_here(keep_capacity, seconds=SECONDS, budget=2.0, delays=True)
+        free = context.run_here(keep_capacity, seconds=8.0, budget=2.0, delays=True, limited=False)
+        late = kept.late_seconds / max(free.late_seconds, 1e-9)
+        values = ((late, 0.5), (kept.unused, 0.15), (kept.failed, 0.0))
+        return [
+            Cell(name=title, measured=measured, limit=limit, unit=f"of {kept.summary}")
+            for title, (measured, limit) in zip(names, values, strict=True)
+        ]
+
+    return Case(item=3, names=names, run=run)
+
+
+_SMALL: dict[str, tuple[int, Callable[[], dict[str, float]], dict[str, float]]] = {
+    "expiring tokens": (1, expiring_tokens, {"lost": 0, "repeated": 0, "errors": 0, "fetches beyond one a life": 0}),
+    "refused tokens": (1, refused_tokens, {"lost": 0, "repeated": 0, "fetches beyond one": 0}),
+    "connections": (2, connections_used, {"connections": 4, "lost": 0, "repeated": 0}),
+    "fork": (1, forked_readers, {"lost": 0, "repeated": 0, "other bytes": 0, "requests beyond one a sample": 0}),
+    "stopped reader": (2, left_behind, {"bytes of noise": 0, "connections left": 0, "processes left": 0}),
+    "secrets": (1, shown_secrets, {"places that show a secret": 0, "errors that did not come": 0}),
+    "killed readers": (3, killed_readers, {"longest wait": 2.0, "share of the rate lost": 0}),
+    "storm": (2, storm, {"requests": 16 + 20 + 12, "most in a tenth of a second": 8}),
+}
+_TITLES = {
+    "expiring tokens": "case 8, 8 processes whose tokens end every 3 s",
+    "refused tokens": "case 8, 8 processes whose token is refused at once",
+    "connections": "case 11, 12 threads with 4 connections, every 12th answer an error",
+    "fork": "a store that was used, then forked 8 times",
+    "stopped reader": "case 12, readers that stop in the middle of a body",
+    "secrets": "secrets in errors, logs, repr and pickles",
+    "killed readers": "readers killed 40 times in the limiter",
+    "storm": "case 1, 16 readers refused for 6 s, whatever they ask",
+}
+
+
+def _small(key: str, item: int, measure: Callable[[], dict[str, float]], limits: dict[str, float]) -> Case:
+    names = {what: f"{_TITLES[key]}: {what}" for what in limits}
+
+    def run(context: Context) -> list[Cell]:
+        found = context.run_here(measure)
+        return [
+            Cell(name=names[what], measured=found[what], limit=limit, unit="s" if "wait" in what else "count")
+            for what, limit in limits.items()
+        ]
+
+    return Case(item=item, names=tuple(names.values()), run=run)

@@ -1,0 +1,286 @@
+"""Defects for tests/prove/data_oss.py. Each breaks this process and returns how to mend it."""
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from tests.prove import data_defects
+from tests.prove.planting import Mend, replace_name
+
+
+def range_check_off() -> Mend:
+    """What comes is taken for the range that was asked for."""
+    from data.oss_download import Download
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, result: Any, first: int) -> int:
+            self.etag = result.etag
+            return self._offset + self._length - first
+
+        return planted
+
+    return replace_name(Download, "_check", make)
+
+
+def no_if_match() -> Mend:
+    """Requests do not say which object they mean."""
+    import oss2
+
+    def make(get_object: Any) -> Any:
+        def planted(self: Any, key: str, byte_range: Any = None, headers: Any = None) -> Any:
+            kept = {name: value for name, value in (headers or {}).items() if name != "If-Match"}
+            return get_object(self, key, byte_range, kept)
+
+        return planted
+
+    return replace_name(oss2.Bucket, "get_object", make)
+
+
+def etag_not_looked_at() -> Mend:
+    """Neither side looks at the object's etag."""
+    from data.oss_download import Download
+
+    mend = no_if_match()
+
+    def make(check: Any) -> Any:
+        def planted(self: Any, result: Any, first: int) -> int:
+            self.etag = result.etag
+            return check(self, result, first)
+
+        return planted
+
+    mend_check = replace_name(Download, "_check", make)
+
+    def both() -> None:
+        mend_check()
+        mend()
+
+    return both
+
+
+def resume_from_the_start() -> Mend:
+    """A body that broke is put together with the whole range."""
+    from data.oss_download import Download
+
+    def make(go_on: Any) -> Any:
+        def planted(self: Any, call: Any) -> bytes:
+            kept = self._received
+            self._received = bytearray()
+            try:
+                return go_on(self, call)
+            finally:
+                self._received = kept + self._received
+
+        return planted
+
+    return replace_name(Download, "go_on", make)
+
+
+def cut_body_taken() -> Mend:
+    """A body that ends early is what there is."""
+    from data.oss_download import Download
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, call: Any, response: Any, due: int, request_id: str) -> None:
+            self._received += response.response.raw.read(due, decode_content=False)
+
+        return planted
+
+    return replace_name(Download, "_read", make)
+
+
+def slow_body_awaited() -> Mend:
+    """Only the socket's own timeout ends a body."""
+    import data.oss_download
+
+    return replace_name(data.oss_download, "time", lambda _: SimpleNamespace(monotonic=lambda: 0.0))
+
+
+def no_read_timeout() -> Mend:
+    """Sockets wait for ever."""
+    from oss2.http import Session
+
+    def make(do_request: Any) -> Any:
+        return lambda self, request, timeout: do_request(self, request, (timeout[0], None))
+
+    return replace_name(Session, "do_request", make)
+
+
+def limiter_of_a_process() -> Mend:
+    """Every process has a limiter of its own, with the whole budget."""
+    from data.limiter import NodeLimiter
+
+    def make(open_file: Any) -> Any:
+        def planted(self: Any) -> int:
+            return os.open(f"{self.path}.{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+        return planted
+
+    return replace_name(NodeLimiter, "_open", make)
+
+
+def rejections_not_told() -> Mend:
+    """The rate does not follow rejections."""
+    from data.limiter import NodeLimiter
+
+    return replace_name(NodeLimiter, "rejected", lambda _: lambda self, code: None)
+
+
+def delays_not_heeded() -> Mend:
+    """The rate follows neither what the service says it held back nor latency."""
+    from data.limiter import NodeLimiter
+
+    def make(served: Any) -> Any:
+        return lambda self, nbytes, latency, delayed: served(self, nbytes, 0.0, False)
+
+    return replace_name(NodeLimiter, "served", make)
+
+
+def deep_cuts() -> Mend:
+    """Every rejection takes nine tenths of the rate."""
+    from data.limiter import NodeLimiter
+
+    def make(cut: Any) -> Any:
+        def planted(self: Any, bucket: Any, now: float) -> None:
+            before = bucket.rate
+            cut(self, bucket, now)
+            bucket.rate = before if bucket.rate == before else before / 10
+
+        return planted
+
+    return replace_name(NodeLimiter, "_cut", make)
+
+
+def retries_without_budget() -> Mend:
+    """Every refused request is sent again."""
+    from data.limiter import NodeLimiter
+
+    return replace_name(NodeLimiter, "may_retry", lambda _: lambda self: True)
+
+
+def retries_without_jitter() -> Mend:
+    """Every reader waits equally long, and short."""
+    import data.oss_requests
+
+    return replace_name(data.oss_requests, "full_jitter", lambda _: lambda attempt, first, longest: first / 10)
+
+
+def storm() -> Mend:
+    """Neither budget nor jitter."""
+    mends = retries_without_budget(), retries_without_jitter()
+    return lambda: [mend() for mend in mends] and None
+
+
+def limiter_kept_by_the_dead() -> Mend:
+    """A lock that is a file, which a killed process leaves behind."""
+    import data.limiter
+
+    def make(fcntl: Any) -> Any:
+        def flock(descriptor: int, operation: int) -> None:
+            import time
+
+            mark = os.readlink(f"/proc/self/fd/{descriptor}") + ".taken"  # noqa: PTH115
+            if operation == fcntl.LOCK_UN:
+                os.unlink(mark)  # noqa: PTH108
+                return
+            end = time.monotonic() + 5.0
+            while time.monotonic() < end:
+                try:
+                    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+                    return
+                except FileExistsError:
+                    time.sleep(0.001)
+
+        return SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_UN=fcntl.LOCK_UN)
+
+    return replace_name(data.limiter, "fcntl", make)
+
+
+def keys_fetched_by_everyone() -> Mend:
+    """Each process fetches temporary keys for itself."""
+    from data.credentials import _OncePerNode
+
+    return replace_name(_OncePerNode, "_kept", lambda _: lambda self, stale: None)
+
+
+def keys_not_renewed() -> Mend:
+    """Keys are fetched once and for all."""
+    from data.credentials import OssKeys
+
+    return replace_name(OssKeys, "is_fresh", lambda _: property(lambda self: True))
+
+
+def session_of_the_parent() -> Mend:
+    """A forked process goes on with its parent's connections and counts."""
+    from data.oss_requests import OssRequests
+
+    return replace_name(OssRequests, "here", lambda _: property(lambda self: self._here))
+
+
+def body_left_over() -> Mend:
+    """A body that was read to its end is not given back to the pool."""
+    from urllib3.response import HTTPResponse
+
+    return replace_name(HTTPResponse, "drain_conn", lambda _: lambda self: None)
+
+
+def texts_of_the_service() -> Mend:
+    """Errors quote what the service says in full."""
+    import data.oss_errors
+
+    def make(of_service: Any) -> Any:
+        def planted(error: Any) -> Any:
+            fault = of_service(error)
+            return data.oss_errors.RequestFault(kind=fault.kind, text=str(error), request_id=fault.request_id)
+
+        return planted
+
+    return replace_name(data.oss_errors, "_of_service", make)
+
+
+def client_logs_all() -> Mend:
+    """oss2 logs what it likes."""
+    import data.oss_requests
+
+    return replace_name(
+        data.oss_requests, "getLogger", lambda _: lambda name: SimpleNamespace(setLevel=lambda level: None)
+    )
+
+
+def no_request_in_errors() -> Mend:
+    """Errors do not say which request they are of."""
+    import data.oss_requests
+
+    def make(classify: Any) -> Any:
+        from dataclasses import replace
+
+        return lambda error: replace(classify(error), request_id="none")
+
+    return replace_name(data.oss_requests, "classify", make)
+
+
+PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
+    "oss_crc_off": (data_defects.crc_off, ("oss/fault flipped bit", "oss/fault text inside")),
+    "oss_range_check_off": (range_check_off, ("oss/fault range ignored", "oss/fault other range")),
+    "oss_no_if_match": (no_if_match, ("oss/fault cut body",)),
+    "oss_etag_not_looked_at": (etag_not_looked_at, ("oss/fault replaced",)),
+    "oss_resume_from_the_start": (resume_from_the_start, ("oss/fault cut body",)),
+    "oss_cut_body_taken": (cut_body_taken, ("oss/fault cut body",)),
+    "oss_slow_body_awaited": (slow_body_awaited, ("oss/fault drip",)),
+    "oss_no_read_timeout": (no_read_timeout, ("oss/fault stall", "oss/fault no answer")),
+    "oss_limiter_of_a_process": (limiter_of_a_process, ("oss/limit requests, budget 2 capacities",)),
+    "oss_rejections_not_told": (rejections_not_told, ("oss/limit requests, budget 2 capacities",)),
+    "oss_delays_not_heeded": (delays_not_heeded, ("oss/silent limit",)),
+    "oss_deep_cuts": (deep_cuts, ("oss/limit requests, budget 2 capacities",)),
+    "oss_storm": (storm, ("oss/storm",)),
+    "oss_retries_without_budget": (retries_without_budget, ("oss/storm",)),
+    "oss_limiter_kept_by_the_dead": (limiter_kept_by_the_dead, ("oss/killed readers",)),
+    "oss_keys_fetched_by_everyone": (keys_fetched_by_everyone, ("oss/refused tokens", "oss/expiring tokens")),
+    "oss_keys_not_renewed": (keys_not_renewed, ("oss/expiring tokens",)),
+    "oss_session_of_the_parent": (session_of_the_parent, ("oss/fork",)),
+    "oss_body_left_over": (body_left_over, ("oss/connections",)),
+    "oss_texts_of_the_service": (texts_of_the_service, ("oss/secrets",)),
+    "oss_client_logs_all": (client_logs_all, ("oss/secrets",)),
+    "oss_no_request_in_errors": (no_request_in_errors, ("oss/fault clock skew",)),
+}
