@@ -13,16 +13,18 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start_child(module: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> "subprocess.Popen[bytes]":
-    """Run `module` of this checkout with pipes to its stdin and stdout; never a fork of a process with threads.
+def start_child(
+    module: str, *arguments: str, pass_fds: tuple[int, ...] = (), pipes: bool = True
+) -> "subprocess.Popen[bytes]":
+    """Run `module` of this checkout, with pipes to its stdin and stdout or without; no fork of a process with threads.
 
     -P: else a `data` in the working folder would be run instead. SIGINT is for the parent, which ends its children.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if pipes else None,
         env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},  # a core each
         pass_fds=pass_fds,
         process_group=0,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.store_config import OssConfig
+
 IGNORE = -100  # target id that the loss skips
 LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets fewer frames rather than smaller ones
 
@@ -118,6 +120,8 @@ class DataConfig:
     resize rule, until it fits; text is never cut."""
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    oss: OssConfig | None = None
+    """How sources at `oss://` are reached; with none there must be no such source."""
     prefetch_steps: int = 2
     workers: int = 2
     """Processes that read and decode for each replica; 0 reads in a thread of the trainer."""

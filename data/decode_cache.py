@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +45,8 @@ class CacheCounters:
     gave_up: int = 0
     """Of these, waits that passed their deadline; the frames were then decoded here too."""
 
-    def add(self, other: "CacheCounters") -> None:
-        """Count what another process saw as well."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+    def __add__(self, other: "CacheCounters") -> "CacheCounters":
+        return CacheCounters(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
 def frame_key(request: str, decoder: str) -> str:

@@ -20,6 +20,7 @@ from data.index_part import IndexSettings, Part, load_part
 from data.index_reader import make_parts
 from data.index_shard import ShardIndexer
 from data.store import StoredObject, open_store
+from data.store_config import OssConfig
 from data.tokenizer import Tokenizer
 
 __all__ = ["Index", "Progress", "build_index", "open_index"]
@@ -37,6 +38,7 @@ def build_index(
     format_name: str = OURS,
     decode_pictures: bool = False,
     skip_damaged: bool = False,
+    oss: OssConfig | None = None,
 ) -> Index:
     """Index every `*.tar` of `source` and open what came of it. Goes on from the parts of an interrupted run.
 
@@ -45,6 +47,7 @@ def build_index(
         readers: processes that read shards; 0 reads them in this one.
         format_name: one of FORMATS.
         decode_pictures: decode every picture instead of parsing its header alone.
+        oss: how a `source` in object storage is reached.
         skip_damaged: list damaged shards under `damaged` in index.json, with none of their samples, instead of ending.
 
     Samples that break their format, or whose pictures or clips cannot be measured, are left out and listed under
@@ -53,7 +56,7 @@ def build_index(
     if format_name not in FORMATS:
         raise ValueError(f"no format {format_name!r}; known are {', '.join(FORMATS)}")
     place = index_folder(source, output)
-    shards = open_store(source).list(".tar")
+    shards = open_store(source, oss).list(".tar")
     if not shards:
         raise FormatError(f"no .tar shards in {source}")
     parts = place / "parts"
@@ -66,6 +69,7 @@ def build_index(
         format_name=format_name,
         decode_pictures=decode_pictures,
         skip_damaged=skip_damaged,
+        oss=oss,
     )
     samples = 0
     made = make_parts(settings, shards, readers) if readers else _make_here(settings, shards, tokenizer)
@@ -75,7 +79,7 @@ def build_index(
             progress(done, len(shards), samples)
     _merge(place, settings, shards)
     shutil.rmtree(parts)
-    return open_index(source, place)
+    return open_index(source, place, oss)
 
 
 def _make_here(settings: IndexSettings, shards: Sequence[StoredObject], tokenizer: Tokenizer) -> Iterator:

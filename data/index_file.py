@@ -20,6 +20,7 @@ from data.errors import MismatchError, ShardFault
 from data.formats.stored import FORMATS
 from data.shards import parse_sample
 from data.store import ShardStore, open_store
+from data.store_config import OssConfig
 from data.tokenizer import Tokenizer
 from data.types import MediaSize, RawSample
 
@@ -154,7 +155,7 @@ def index_folder(source: str | Path, index: str | Path | None = None) -> Path:
     return Path(str(source).removeprefix("file://")) / "index"
 
 
-def open_index(source: str | Path, index: str | Path | None = None) -> Index:
+def open_index(source: str | Path, index: str | Path | None = None, oss: OssConfig | None = None) -> Index:
     """Open the index of `source` in the folder `index`, without which it is `source/index`.
 
     Raises MismatchError if it is absent, of another version, or damaged.
@@ -178,7 +179,7 @@ def open_index(source: str | Path, index: str | Path | None = None) -> Index:
             raise MismatchError(f"{path} is missing or damaged; build the index again with {again}")
         columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         assert columns[name].dtype == np.dtype(dtype), (name, columns[name].dtype)
-    return Index(open_store(source), meta, columns)
+    return Index(open_store(source, oss), meta, columns)
 
 
 def write_index(

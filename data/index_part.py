@@ -22,6 +22,7 @@ from data.encode import TEMPLATE_DIGEST
 from data.formats.stored import FORMATS, OURS
 from data.index_file import COLUMNS, KINDS, VERSION, ShardInfo
 from data.shards import StoredSample
+from data.store_config import OssConfig
 from data.types import MediaSize, RawSample
 
 _MOST_UNMAPPED = 100  # names come from the data, which may have any number of them
@@ -31,7 +32,7 @@ _LOCAL = tuple(name for name in COLUMNS if name != "shard")  # the shard's numbe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSettings:
-    """How shards are read; everything but `source` and the folders decides what the index holds."""
+    """How shards are read; everything but `source`, `oss` and the folders decides what the index holds."""
 
     source: str
     parts: str
@@ -42,6 +43,7 @@ class IndexSettings:
     format_name: str = OURS
     decode_pictures: bool = False
     skip_damaged: bool = False
+    oss: OssConfig | None = None
 
     @property
     def meta(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ShardIndexer:
 
     def __init__(self, settings: IndexSettings, tokenizer: Tokenizer | None = None) -> None:
         self._settings = settings
-        self._store = open_store(settings.source)
+        self._store = open_store(settings.source, settings.oss)
         self._tokenizer = tokenizer or load_tokenizer(settings.tokenizer)
         if self._tokenizer.digest != settings.tokenizer_digest:
             raise MismatchError(f"the tokenizer in {settings.tokenizer} changed while the index was built; start again")

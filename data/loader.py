@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.cache_file import Use
 from data.config import DataConfig
 from data.errors import BadSamples
-from data.plan import Cursor, Plan, StepPlan, assign_rows
+from data.plan import Cursor, Plan, RowPlan, StepPlan, assign_rows
 from data.pool import Readers, Result
+from data.rows import ReadStats
 from data.types import PackedRow
 from data.worker import Task
 
@@ -84,6 +86,10 @@ class Loader:
             self._error = item
         raise self._error
 
+    def stats(self) -> ReadStats:
+        """What reading counted since the start."""
+        return self._readers.stats()
+
     def close(self) -> None:
         """Stop reading; safe to call twice, and while the thread waits or decodes."""
         self._stop.set()
@@ -138,7 +144,7 @@ class Loader:
                 while tasks and self._readers.has_room():
                     number, place = tasks.pop(0)
                     step = steps[number]
-                    self._readers.give(Task((number, place), step.plan.rows[step.mine[place]]))
+                    self._readers.give(self._task((number, place), step.plan.rows[step.mine[place]]))
                 for (number, place), result in self._readers.collect(_LOOK_SECONDS):
                     steps[number].results[place] = result
                 while first in steps and len(steps[first].results) == len(steps[first].mine):
@@ -146,6 +152,13 @@ class Loader:
                     first += 1
         except BaseException as error:
             self._put(error)
+
+    def _task(self, number: tuple[int, int], row: RowPlan) -> Task:
+        uses: dict[tuple[int, int], Use] = {}
+        if self._config.video.cache_dir:
+            name = self._plan.fingerprint
+            uses = {s: Use(run=name, step=now, next_step=again) for s, (now, again) in self._plan.uses(row).items()}
+        return Task(number, row, uses=uses)
 
     def _put(self, item: Any) -> None:
         while not self._stop.is_set():

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data.config import DataConfig
 from data.errors import BudgetError
 from data.jit import compiled
-from data.permutation import order_key, permute
+from data.permutation import order_key, permute, place_of
 from data.types import Int64
 
 
@@ -59,6 +59,21 @@ def endless_order(seed: int, name: str, size: int, start: int, count: int, run_l
         runs, offsets = np.divmod(within[chosen], run_length)
         order[chosen] = permute(runs, whole, order_key(seed, name, epoch)) * run_length + offsets if whole else 0
     return order
+
+
+def next_window(seed: int, name: str, size: int, share: int, index: int, window: int, run_length: int = 1) -> int:
+    """The first window after `window` that has sample `index` of a source again. `share`: its samples of a window."""
+    whole = size // run_length
+    epoch = window * share // size
+    while True:
+        within = index
+        if index < whole * run_length:
+            run = place_of(np.array([index // run_length]), whole, order_key(seed, name, epoch))
+            within = int(run[0]) * run_length + index % run_length
+        found = (epoch * size + within) // share
+        if found > window:
+            return found
+        epoch += 1
 
 
 @compiled

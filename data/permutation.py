@@ -27,6 +27,18 @@ def permute(places: Int64, size: int, key: bytes) -> Int64:
     return values.astype(np.int64)
 
 
+def place_of(samples: Int64, size: int, key: bytes) -> Int64:
+    """Inverse of `permute`: where in the order each sample comes."""
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    keys = _round_keys(key)
+    values = _network_back(samples.astype(np.uint64), half, keys)
+    outside = np.flatnonzero(values >= size)
+    while outside.size:
+        values[outside] = _network_back(values[outside], half, keys)
+        outside = outside[values[outside] >= size]
+    return values.astype(np.int64)
+
+
 def order_key(*words: str | int) -> bytes:
     """A key from words such as (seed, source name, epoch); distinct words never collide by concatenation."""
     return hashlib.blake2b(repr(words).encode(), digest_size=32).digest()
@@ -42,6 +54,15 @@ def _network(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) ->
     left, right = values >> shift, values & mask
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def _network_back(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    left, right = values >> shift, values & mask
+    for key in keys[::-1]:
+        left, right = right ^ (_mix(left ^ key) & mask), left
     return (left << shift) | right
 
 

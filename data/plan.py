@@ -12,7 +12,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import MismatchError
 from data.lengths import source_lengths
-from data.order import cut_runs, endless_order, interleave, window_shares
+from data.order import cut_runs, endless_order, interleave, next_window, window_shares
 from data.packing import pack
 from data.permutation import order_key, permute
 from data.types import Int64, SampleIndex
@@ -48,6 +48,7 @@ class RowPlan:
     num_patches: int
     cost: int
     """Estimated work in arbitrary units, to balance rows over replicas."""
+    window: int = 0
     caps: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """Samples that had to be shrunk -> visual tokens that each of their pictures and clips may have."""
 
@@ -95,11 +96,23 @@ class Plan:
             planned = self._window(window)
             assert row <= planned.num_rows, (cursor, planned.num_rows)
             stop = min(planned.num_rows, row + self.config.rows_per_step - len(rows))
-            rows.extend(self._row(planned, number) for number in range(row, stop))
+            rows.extend(self._row(planned, window, number) for number in range(row, stop))
             row = stop
             if row == planned.num_rows:
                 window, row = window + 1, 0
         return StepPlan(rows=tuple(rows), next_cursor=Cursor(window=window, row=row))
+
+    def uses(self, row: RowPlan) -> dict[tuple[int, int], tuple[int, int]]:
+        """Samples of a row with pictures or clips -> the window that reads them now, and the next one that will."""
+        found = {}
+        for source_id, index in row.samples:
+            if self._lengths[source_id].patches[index]:
+                source, size, share = self.config.sources[source_id], self.sizes[source_id], self.shares[source_id]
+                again = next_window(
+                    self.config.seed, source.name, size, share, index, row.window, self.config.run_length
+                )
+                found[source_id, index] = row.window, again
+        return found
 
     def num_tokens(self, source_id: int, index: int) -> int:
         """Length of one sample, visual tokens included."""
@@ -157,15 +170,16 @@ class Plan:
         items[slots] = np.repeat(np.argsort(np.argsort(slots[first])), np.diff(np.append(first, len(slots))))
         return items
 
-    def _row(self, window: "_Window", number: int) -> RowPlan:
-        start, stop = window.starts[number : number + 2]
-        samples = tuple((source, index) for source, index in window.samples[start:stop].tolist())
+    def _row(self, planned: "_Window", window: int, number: int) -> RowPlan:
+        start, stop = planned.starts[number : number + 2]
+        samples = tuple((source, index) for source, index in planned.samples[start:stop].tolist())
         caps = [(self._lengths[source].caps.get(index), source, index) for source, index in samples]
         return RowPlan(
             samples=samples,
-            num_tokens=int(window.tokens[number]),
-            num_patches=int(window.patches[number]),
-            cost=int(window.cost[number]),
+            num_tokens=int(planned.tokens[number]),
+            num_patches=int(planned.patches[number]),
+            cost=int(planned.cost[number]),
+            window=window,
             caps={(source, index): cap for cap, source, index in caps if cap is not None},
         )
 

@@ -5,15 +5,13 @@ import logging
 import os
 import selectors
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
+from data.child import start_child
 from data.config import DataConfig
-from data.rows import RowReader, SourceIndex
+from data.rows import ReadStats, RowReader, SourceIndex
 from data.tokenizer import Tokenizer
 from data.types import PackedRow
 from data.worker import Task, receive, send
@@ -45,6 +43,10 @@ class Readers(Protocol):
         """(number, result) of tasks that ended, after waiting for at most so long."""
         ...
 
+    def stats(self) -> ReadStats:
+        """Sums over all processes, those that were replaced included."""
+        ...
+
     def interrupt(self) -> None:
         """End what lasts, from any thread; the task at hand may fail."""
         ...
@@ -65,7 +67,7 @@ class InThread:
     def give(self, task: Task) -> None:
         result: Result
         try:
-            result = self._reader.read(task.row)
+            result = self._reader.read(task.row, task.bad, task.uses)
         except Exception as error:
             result = error
         self._ended.append((task.number, result))
@@ -73,6 +75,9 @@ class InThread:
     def collect(self, seconds: float) -> list[Ended]:
         ended, self._ended = self._ended, []
         return ended
+
+    def stats(self) -> ReadStats:
+        return self._reader.stats()
 
     def interrupt(self) -> None:
         self._reader.close()  # of the clip's decoder
@@ -92,19 +97,13 @@ class _Worker:
     def __init__(self, config: DataConfig) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # -P and the path: a user's own `data` in the working folder must not be taken for this one.
-            root = str(Path(__file__).resolve().parent.parent)
-            path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "data.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path},
-            )
+            self.process = start_child("data.worker", str(theirs.fileno()), pass_fds=(theirs.fileno(),), pipes=False)
         self.sock = ours
         self.task: Task | None = None
         self.sample: tuple[int, int] | None = None
         """Last begun."""
         self.ready = False
+        self.stats = ReadStats()
         self.since = time.monotonic()
         send(ours, config)
 
@@ -128,6 +127,7 @@ class Workers:
         self._deaths: collections.Counter[tuple[int, int]] = collections.Counter()
         self._bad: dict[tuple[int, int], str] = {}
         self._in_vain = 0
+        self._of_replaced = ReadStats()
         self.replaced = 0
         """Workers that had to be."""
         self._selector = selectors.DefaultSelector()
@@ -159,6 +159,9 @@ class Workers:
             self.give(self._again.popleft())
         return ended
 
+    def stats(self) -> ReadStats:
+        return sum((worker.stats for worker in self._workers), self._of_replaced)
+
     def interrupt(self) -> None:
         """Nothing: `collect` waits only as long as it is told."""
 
@@ -188,7 +191,7 @@ class Workers:
         elif kind == "at":
             worker.sample = said[0]
         elif kind == "done":
-            worker.task = None
+            worker.task, worker.stats = None, said[2]
             ended.append((said[0], (payload, said[1])))
         elif said[0] is None:  # it could not even begin
             raise said[1]
@@ -215,6 +218,7 @@ class Workers:
         if worker.task is not None:
             self._again.append(worker.task)
         self.replaced += 1
+        self._of_replaced += worker.stats
         source = f" at sample {worker.sample[1]} of source {worker.sample[0]}" if worker.sample else ""
         log.warning("a data worker %s%s; another takes its place", why, source)
         self._start()

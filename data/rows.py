@@ -1,12 +1,15 @@
 """Rows as they are trained on: read, checked, decoded, packed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from data.cache_file import Use
 from data.config import IGNORE, DataConfig, SourceConfig
+from data.decode_cache import CacheCounters
 from data.encode import encode_sample
 from data.errors import MismatchError, SampleError
 from data.index_file import Index, open_index
@@ -14,17 +17,33 @@ from data.lengths import capped
 from data.media import PatchReader
 from data.mmap_text import TextIndex, is_text
 from data.plan import RowPlan, sample_id
+from data.store_stats import StoreStats
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.types import EncodedSample, Float32, MediaSize, PackedRow, RawSample
 
 SourceIndex = Index | TextIndex
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadStats:
+    """Counts of the processes that read for one replica."""
+
+    store: StoreStats = field(default_factory=StoreStats)
+    cache: CacheCounters = field(default_factory=CacheCounters)
+
+    def __add__(self, other: "ReadStats") -> "ReadStats":
+        return ReadStats(store=self.store + other.store, cache=self.cache + other.cache)
+
+
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 
 def open_source(config: DataConfig, source: SourceConfig) -> SourceIndex:
     """The index of a source of samples, or of token files. Raises MismatchError."""
     return (
-        TextIndex(source.path, config.tokens_per_row) if is_text(source.path) else open_index(source.path, source.index)
+        TextIndex(source.path, config.tokens_per_row)
+        if is_text(source.path)
+        else open_index(source.path, source.index, config.oss)
     )
 
 
@@ -66,6 +85,7 @@ class RowReader:
         self,
         row: RowPlan,
         bad: Mapping[tuple[int, int], str] = NONE_BAD,
+        uses: Mapping[tuple[int, int], Use] = MappingProxyType({}),
         begin: Callable[[tuple[int, int]], None] = lambda _: None,
     ) -> tuple[PackedRow, list[dict[str, Any]]]:
         """The row, and a record for each sample that could not be decoded.
@@ -75,6 +95,7 @@ class RowReader:
 
         Args:
             bad: samples that are not to be decoded -> why.
+            uses: when samples are read again, for the decode cache.
             begin: told of each sample before it is touched.
         """
         patches = np.empty((row.num_patches, self._config.image.patch_dim), dtype=np.float32)
@@ -82,16 +103,17 @@ class RowReader:
         records: list[dict[str, Any]] = []
         place = 0
         for source_id, index in row.samples:
-            begin((source_id, index))
-            raw, sizes, sample = self._encode(source_id, index, row.caps.get((source_id, index)))
+            number = source_id, index
+            begin(number)
+            raw, sizes, sample = self._encode(source_id, index, row.caps.get(number))
             end = place + int(sample.grids.prod(axis=1).sum())
             if end > row.num_patches:
                 raise MismatchError(f"sample {index} of source {source_id} has more patches than its row has left")
             try:
-                if (source_id, index) in bad:
-                    raise SampleError(bad[source_id, index])
+                if number in bad:
+                    raise SampleError(bad[number])
                 self._patches.read_into(
-                    raw, sample.media, sizes, patches[place:end], cap=row.caps.get((source_id, index))
+                    raw, sample.media, sizes, patches[place:end], uses.get(number), row.caps.get(number)
                 )
             except SampleError as error:
                 patches[place:end] = 0
@@ -106,6 +128,11 @@ class RowReader:
                 f"{len(packed.tokens)} and {place}; was the index built with this tokenizer?"
             )
         return packed, records
+
+    def stats(self) -> ReadStats:
+        """What stores and decode cache counted so far in this process."""
+        stores = [index.store.stats() for index in self._indexes if isinstance(index, Index)]
+        return ReadStats(store=sum(stores, StoreStats()), cache=self._patches.counters)
 
     def close(self) -> None:
         """End the decoder's process."""

@@ -12,13 +12,13 @@ import signal
 import socket
 import struct
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from data.cache_file import Use
+from data.child import leave_with_parent
 from data.plan import RowPlan
 
 _HEAD = struct.Struct("<Q")
@@ -33,6 +33,8 @@ class Task(NamedTuple):
     row: RowPlan
     bad: Mapping[tuple[int, int], str] = MappingProxyType({})
     """Samples that ended a worker before -> why they are not tried again."""
+    uses: Mapping[tuple[int, int], Use] = MappingProxyType({})
+    """When samples are read again, for the decode cache."""
 
 
 def send(sock: socket.socket, message: Any, payload: Any = None) -> None:
@@ -100,8 +102,7 @@ def _exactly(sock: socket.socket, length: int) -> bytes:
 def main() -> None:
     """Read rows until the other side has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
-    parent = os.getppid()
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    leave_with_parent()  # a row may take minutes, in which nobody looks at the socket
     sock = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         _serve(sock)
@@ -122,11 +123,11 @@ def _serve(sock: socket.socket) -> None:
     while (received := receive(sock)) is not None:
         task: Task = received[0]
         try:
-            row, records = reader.read(task.row, task.bad, lambda sample: send(sock, ("at", sample)))
+            row, records = reader.read(task.row, task.bad, task.uses, lambda sample: send(sock, ("at", sample)))
         except Exception as error:
             send(sock, ("failed", task.number, _sendable(error)))
             continue
-        send(sock, ("done", task.number, records), row)
+        send(sock, ("done", task.number, records, reader.stats()), row)
     reader.close()
 
 
@@ -137,13 +138,6 @@ def _sendable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
-
-
-def _leave_with(parent: int) -> None:
-    """A row may take minutes, in which nobody looks at the socket."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

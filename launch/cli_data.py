@@ -6,10 +6,17 @@ from pathlib import Path
 
 def add_index(parser: argparse.ArgumentParser) -> None:
     """Of `triptych index`."""
-    parser.add_argument("source", help="folder of *.tar, or oss://BUCKET/PREFIX")
+    parser.add_argument("source", help="folder of *.tar, oss://BUCKET/PREFIX, or FILE.jsonl with a text a line")
     parser.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
-    parser.add_argument("--output", type=Path, help="folder of the index; default: SOURCE/index")
+    parser.add_argument("--output", type=Path, help="folder of the index; default: SOURCE/index; of a text: PREFIX.bin")
     parser.add_argument("--readers", type=at_least_one, help="processes; default: one for each core")
+    parser.add_argument(
+        "--oss",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="how oss:// is reached, as data.oss in a recipe: region=cn-hangzhou credentials=file:keys.json",
+    )
     parser.add_argument("--format", default="triptych", help="of the shards: triptych or webdataset; default: triptych")
     parser.add_argument(
         "--decode-pictures", action="store_true", help="decode every picture; default: parse its header alone"
@@ -43,10 +50,14 @@ def at_least_one(text: str) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from launch.indexing import check, index
+    from launch.indexing import check, index, index_text
+    from train.resolve import oss_config
 
+    if options.source.endswith(".jsonl"):
+        return index_text(Path(options.source), options.tokenizer, options.output)
+    oss = oss_config(options.oss) if options.oss or options.source.startswith("oss://") else None
     if options.check:
-        return check(options.source, options.tokenizer, output=options.output, readers=options.readers)
+        return check(options.source, options.tokenizer, output=options.output, readers=options.readers, oss=oss)
     return index(
         options.source,
         options.tokenizer,
@@ -55,6 +66,7 @@ def _index(options: argparse.Namespace) -> int:
         format_name=options.format,
         decode_pictures=options.decode_pictures,
         skip_damaged=options.skip_damaged_shards,
+        oss=oss,
     )
 
 

@@ -13,9 +13,12 @@ from data.formats.pack import pack as pack_records
 from data.formats.stored import OURS
 from data.index import build_index, open_index
 from data.index_check import compare_with_shards
+from data.mmap_text import TextIndex, build_text
+from data.store_config import OssConfig
 from data.tokenizer import load_tokenizer
 
 INTERRUPTED = 130  # as launch/chat.py has it, which imports torch
+_MANY_TOKENS = 2**31  # no document has more
 _SHOWN = 3  # of a list that the index holds whole
 
 
@@ -28,6 +31,7 @@ def index(
     format_name: str = OURS,
     decode_pictures: bool = False,
     skip_damaged: bool = False,
+    oss: OssConfig | None = None,
 ) -> int:
     """Build the index of `source`; the exit code, 0 when it is there. Raises ValueError saying what is wrong."""
     line = _Line()
@@ -41,6 +45,7 @@ def index(
             format_name=format_name,
             decode_pictures=decode_pictures,
             skip_damaged=skip_damaged,
+            oss=oss,
         )
     except KeyboardInterrupt:
         line.end()
@@ -53,9 +58,28 @@ def index(
     return 0
 
 
-def check(source: str, tokenizer: Path, *, output: Path | None = None, readers: int | None = None) -> int:
+def index_text(source: Path, tokenizer: Path, prefix: Path | None) -> int:
+    """Turn lines of `{"text": ...}` into token files; 1 if some were left out, which are named."""
+    prefix = prefix or source.with_suffix("")
+    refused = build_text(source, prefix, load_tokenizer(tokenizer))
+    print(f"{len(TextIndex(prefix, _MANY_TOKENS))} documents are in {prefix}.bin; a source's path is {prefix}")
+    for line in refused[:_SHOWN]:
+        print(line)
+    if refused:
+        print(f"{len(refused)} line(s) were left out")
+    return 1 if refused else 0
+
+
+def check(
+    source: str,
+    tokenizer: Path,
+    *,
+    output: Path | None = None,
+    readers: int | None = None,
+    oss: OssConfig | None = None,
+) -> int:
     """Compare an index with tokenizer, template and every byte of its shards; 1 if anything differs, which is named."""
-    opened = open_index(source, output)
+    opened = open_index(source, output, oss)
     line = _Line()
     faults = []
     try:

@@ -1,6 +1,7 @@
 """The last place a DictConfig exists: a composed recipe goes in, a typed and checked RunConfig comes out."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.store_config import OssConfig
 from train.config import RunConfig
 from train.crosscheck import cross_faults, world_faults
 from train.typecheck import check_types
@@ -66,6 +68,19 @@ def compose(
     except (HydraException, ValueError) as fault:  # a group that is given a number is a ValueError to Hydra
         raise RecipeError(f"recipe {name} does not compose: {fault}") from fault
     return to_run_config(raw, world_size)
+
+
+def oss_config(arguments: Sequence[str]) -> OssConfig:
+    """What `data.oss` of a recipe would be with these `key=value`. Raises RecipeError."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)), resolve=True)
+        typed, faults = check_types(plain, OssConfig)
+        _refuse(faults)
+        return dacite.from_dict(OssConfig, typed, dacite.Config(strict=True))
+    except RecipeError:
+        raise
+    except (ValueError, OmegaConfBaseException) as fault:
+        raise RecipeError(f"--oss: {fault}") from fault
 
 
 def loosen(arguments: list[str]) -> list[str]:

@@ -330,7 +330,7 @@ def test_one_decodes_and_the_others_wait(tmp_path: Path, clip: bytes, monkeypatc
     assert len(decoded) == 1 and len(found) == 4 and all(np.array_equal(found[0], other) for other in found)
     total = CacheCounters()
     for reader in readers:
-        total.add(reader.counters)
+        total += reader.counters
         reader.close()
     assert (total.hits, total.misses, total.gave_up) == (3, 1, 0) and 1 <= total.waits <= 3 and total.wait_seconds > 0
 

@@ -17,7 +17,7 @@ from data.errors import BudgetError, MismatchError
 from data.images import image_grid
 from data.index import open_index
 from data.lengths import capped, sample_lengths, source_lengths
-from data.order import endless_order, window_shares
+from data.order import endless_order, next_window, window_shares
 from data.packing import pack
 from data.permutation import order_key, permute
 from data.plan import Cursor, Plan, assign_rows, check_same_plan
@@ -292,3 +292,13 @@ def test_samples_over_budget_and_changed_plans_are_refused(
     assert other.fingerprint != plan.fingerprint
     with pytest.raises(MismatchError, match="seed was 4 and is 3"):
         check_same_plan(other.identity, plan.identity)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 60), st.integers(0, 30), st.sampled_from([1, 3, 7]))
+def test_the_next_window_of_a_sample_is_where_it_comes_again(size: int, share: int, window: int, run: int) -> None:
+    order = endless_order(5, "s", size, 0, (window + 2) * share + 3 * size, run)
+    for index in {0, size // 2, size - 1}:
+        places = np.flatnonzero(order == index)
+        expected = next(place // share for place in places.tolist() if place // share > window)
+        assert next_window(5, "s", size, share, index, window, run) == expected

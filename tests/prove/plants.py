@@ -4,7 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.prove import (
+    data_chat_defects,
     data_defects,
+    data_index_defects,
+    data_oss_defects,
+    data_video_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
     parallel_finite_defects,
@@ -78,9 +82,12 @@ _OF_PARALLEL = tuple(
         parallel_precision_defects,
     )
 )
+_OF_DATA = tuple(
+    topic.PLANTS for topic in (data_oss_defects, data_index_defects, data_video_defects, data_chat_defects)
+)
 PLANTS |= {
     name: Plant(apply=apply, cases=cases, proof=proof)
-    for proof, group in (("model", _OF_THE_MODEL), ("parallel", _OF_PARALLEL))
+    for proof, group in (("model", _OF_THE_MODEL), ("parallel", _OF_PARALLEL), ("data", _OF_DATA))
     for plants in group
     for name, (apply, cases) in plants.items()
 }
