@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.cache_file import NEVER, Mark, open_own, read_marks
@@ -21,6 +21,8 @@ LOW_WATER = 0.9  # an eviction looks at every file, so it frees more than it mus
 LOCK_SECONDS = 5.0  # an evictor takes a second for 50,000 files; one that was stopped must not stop the others
 RUN_SECONDS = 3600.0  # a run not heard of for so long has no say in what is kept
 LATE_STEPS = 100  # by so many, ranks and workers of a run may be apart; what is later than that was given up
+
+HORIZON_SECONDS = 60.0  # how long what an eviction learnt of the plan is believed; then the next one learns anew
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{32}\.clip")
@@ -38,6 +40,18 @@ class Entry:
     marks: Sequence[Mark] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What the file `room` says."""
+
+    used: int
+    """Bytes in use."""
+    horizon: int = NEVER
+    """Steps ahead: what is needed later than that went last time, so while there is little room it is not let in."""
+    until: int = 0
+    """Seconds since the epoch at which the horizon is forgotten."""
+
+
 class Room:
     """At most `max_bytes` of the cache's own files under `folder`, what is being written included."""
 
@@ -51,15 +65,15 @@ class Room:
         """Count what is there, and remove what dead writers left. Raises OSError."""
         with self._locked() as lock:
             if lock is not None:
-                _write_used(lock, self._make_room(0))
+                _write_account(lock, self._make_room(0))
 
     @contextlib.contextmanager
-    def reserve(self, key: str, nbytes: int) -> Iterator[tuple[int, Path] | None]:
+    def reserve(self, key: str, nbytes: int, ahead: int | None = None) -> Iterator[tuple[int, Path] | None]:
         """A file of `nbytes` to write and to rename, as (descriptor, path); None if there is no room for it.
 
-        Removed afterwards if it still has its temporary name. Raises OSError.
+        Removed afterwards if it still has its temporary name. `ahead`: steps to its next use, if known. Raises OSError.
         """
-        reserved = self._reserve(key, nbytes) if nbytes <= self._max_bytes else None
+        reserved = self._reserve(key, nbytes, ahead) if nbytes <= self._max_bytes else None
         try:
             yield reserved
         finally:
@@ -69,15 +83,17 @@ class Room:
                     part.unlink()
                 os.close(descriptor)
 
-    def _reserve(self, key: str, nbytes: int) -> tuple[int, Path] | None:
+    def _reserve(self, key: str, nbytes: int, ahead: int | None) -> tuple[int, Path] | None:
         with self._locked() as lock:
             if lock is None:
                 return None
-            used = _read_used(lock)
-            if used is None or used + nbytes > self._max_bytes:
-                used = self._make_room(nbytes)
-            if used + nbytes > self._max_bytes:
-                _write_used(lock, used)
+            account = _read_account(lock)
+            if account is not None and self._declines(account, nbytes, ahead):
+                return None
+            if account is None or account.used + nbytes > self._max_bytes:
+                account = self._make_room(nbytes)
+            if account.used + nbytes > self._max_bytes:
+                _write_account(lock, account)
                 return None
             try:
                 reserved = self._allocate(key, nbytes)
@@ -85,11 +101,17 @@ class Room:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 # The disk is smaller than the bound, or others fill it: live within what there is.
-                used = self._make_room(nbytes, bound=used)
-                _write_used(lock, used)
+                account = self._make_room(nbytes, bound=account.used)
+                _write_account(lock, account)
                 reserved = self._allocate(key, nbytes)
-            _write_used(lock, used + nbytes)
+            _write_account(lock, replace(account, used=account.used + nbytes))
             return reserved
+
+    def _declines(self, account: Account, nbytes: int, ahead: int | None) -> bool:
+        """What the next eviction would remove is not written: an epoch larger than the cache would be, every time."""
+        if ahead is None or ahead < account.horizon or time.time() >= account.until:
+            return False
+        return account.used + nbytes > self._max_bytes * LOW_WATER
 
     def _allocate(self, key: str, nbytes: int) -> tuple[int, Path]:
         folder = self._folder / key[:2]
@@ -107,13 +129,14 @@ class Room:
             raise
         return descriptor, part
 
-    def _make_room(self, wanted: int, bound: int | None = None) -> int:
-        """Bytes in use, counted anew; if `wanted` do not fit below the bound, after an eviction."""
+    def _make_room(self, wanted: int, bound: int | None = None) -> Account:
+        """The account, counted anew; if `wanted` bytes do not fit below the bound, after an eviction."""
         bound = self._max_bytes if bound is None else min(bound, self._max_bytes)
         paths, used = self._scan()
         if used + wanted <= bound:
-            return used
-        for entry in eviction_order([entry for path in paths if (entry := _entry(path)) is not None]):
+            return Account(used=used)
+        horizon = NEVER
+        for entry, ahead in eviction_order([entry for path in paths if (entry := _entry(path)) is not None]):
             if used + wanted <= bound * LOW_WATER or not used:
                 break
             with contextlib.suppress(OSError):
@@ -121,7 +144,8 @@ class Room:
                 used -= entry.nbytes
                 self.evicted += 1
                 self.evicted_bytes += entry.nbytes
-        return used
+                horizon = horizon if ahead is None else min(horizon, ahead)
+        return Account(used=used, horizon=horizon, until=int(time.time() + HORIZON_SECONDS))
 
     def _scan(self) -> tuple[list[Path], int]:
         """Stored files and bytes in use. What lies here under other names is nobody's business."""
@@ -173,11 +197,11 @@ def unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def eviction_order(entries: Sequence[Entry]) -> list[Entry]:
-    """Those to go first, first: what no run needs again, what no run has planned (the longest unread), then what is
-    needed last. Where runs share an item, the nearest use counts.
+def eviction_order(entries: Sequence[Entry]) -> list[tuple[Entry, int | None]]:
+    """Those to go first, first, each with the steps to its next use, None if that is not known.
 
-    A run's present is the latest step at which it read anything here.
+    First what no run needs again, then what no run has planned (the longest unread), then what is needed last; where
+    runs share an item, the nearest use counts. A run's present is the latest step at which it read anything here.
     """
     present: dict[bytes, int] = {}
     heard: dict[bytes, float] = {}
@@ -187,15 +211,16 @@ def eviction_order(entries: Sequence[Entry]) -> list[Entry]:
             heard[mark.run] = max(heard.get(mark.run, 0.0), mark.clock)
     now = time.time()
 
-    def rank(entry: Entry) -> tuple[int, float]:
+    ranked: list[tuple[int, float, Entry, int | None]] = []
+    for entry in entries:
         alive = [mark for mark in entry.marks if now - heard[mark.run] < RUN_SECONDS]
         planned = [mark.next_step - present[mark.run] for mark in alive if mark.next_step != NEVER]
-        ahead = [max(distance, 0) for distance in planned if distance > -LATE_STEPS]
-        if ahead:
-            return 2, -min(ahead)
-        return (0 if alive and not planned else 1), entry.used
-
-    return sorted(entries, key=rank)
+        ahead = min((max(steps, 0) for steps in planned if steps > -LATE_STEPS), default=None)
+        if ahead is not None:
+            ranked.append((2, float(-ahead), entry, ahead))
+        else:
+            ranked.append((0 if alive and not planned else 1, entry.used, entry, None))
+    return [(entry, ahead) for _, _, entry, ahead in sorted(ranked, key=lambda item: item[:2])]
 
 
 def _entry(path: Path) -> Entry | None:
@@ -238,10 +263,14 @@ def _is_folder(item: "os.DirEntry[str]") -> bool:
     return item.is_dir(follow_symlinks=False)
 
 
-def _read_used(lock: int) -> int | None:
-    text = os.pread(lock, 32, 0)
-    return int(text) if re.fullmatch(rb"\d{20}", text) else None
+def _read_account(lock: int) -> Account | None:
+    text = os.pread(lock, 64, 0)
+    return (
+        Account(**dict(zip(("used", "horizon", "until"), map(int, text.split()), strict=True)))
+        if re.fullmatch(rb"\d{20} \d{20} \d{20}", text)
+        else None
+    )
 
 
-def _write_used(lock: int, used: int) -> None:
-    os.pwrite(lock, b"%020d" % used, 0)
+def _write_account(lock: int, account: Account) -> None:
+    os.pwrite(lock, b"%020d %020d %020d" % (account.used, account.horizon, account.until), 0)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache_file import HEADER_BYTES, Use, open_own, pack_header, read_frames, write_mark
+from data.cache_file import HEADER_BYTES, NEVER, Use, open_own, pack_header, read_frames, write_mark
 from data.cache_room import Room, lock_within, unlock
 from data.types import Bytes
 
@@ -37,7 +37,7 @@ class CacheCounters:
     evicted: int = 0
     evicted_bytes: int = 0
     bypassed: int = 0
-    """Frames decoded and not stored: too large, no room, or a disk that fails."""
+    """Frames decoded and not stored: too large, needed too late, no room, or a disk that fails."""
     damaged: int = 0
     waits: int = 0
     """Reads that waited for another process to decode the same frames."""
@@ -110,11 +110,14 @@ class DecodeCache:
         self.counters.misses += 1
         frames = np.ascontiguousarray(frames)
         path = self._path(key)
+        ahead = None
+        if use is not None:
+            ahead = NEVER if use.next_step is None else use.next_step - use.step
         stored = False
         with self._bypass():
             if path.is_symlink() or path.exists():  # another was faster, or it is not ours
                 return
-            with self._room.reserve(key, HEADER_BYTES + frames.nbytes) as reserved:
+            with self._room.reserve(key, HEADER_BYTES + frames.nbytes, ahead) as reserved:
                 if reserved is not None:
                     descriptor, part = reserved
                     _write(descriptor, pack_header(key, frames, decoder), 0)

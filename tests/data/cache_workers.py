@@ -82,25 +82,29 @@ def kill_and_replace(
     folder: Path, max_bytes: int, processes: int, seconds: float, task: Callable[..., None] = hammer
 ) -> tuple[int, int, int]:
     """(processes killed, most bytes ever seen, processes that saw a wrong byte) of a crowd over one cache."""
-    items = 24
-    ends = time.monotonic() + seconds
-    crowd = [start(task, folder, max_bytes, items, seconds, seed) for seed in range(processes)]
+    items, patience = 24, 300.0
+    crowd = [start(task, folder, max_bytes, items, patience, seed) for seed in range(processes)]
+    began = time.monotonic()
+    while used_bytes(folder) < max_bytes / 2:  # a busy host takes its time to start them
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
     random = np.random.default_rng(0)
     killed = most = wrong = 0
-    time.sleep(min(2.0, seconds / 3))  # until they have imported numpy
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(0.02)
         most = max(most, used_bytes(folder))
         if random.random() < 0.2:
             victim = int(random.integers(processes))
-            crowd[victim].kill()
-            crowd[victim].join(10)
+            wrong += _kill(crowd[victim])
             killed += crowd[victim].exitcode == -9
-            wrong += crowd[victim].exitcode == WRONG
-            crowd[victim] = start(task, folder, max_bytes, items, ends - time.monotonic(), killed + 100)
-    for process in crowd:
-        process.join(30)
-        wrong += process.exitcode == WRONG
-        if process.is_alive():
-            process.kill()
-    return killed, most, wrong
+            crowd[victim] = start(task, folder, max_bytes, items, patience, killed + 100)
+    wrong += sum(_kill(process) for process in crowd)
+    return killed + processes, most, wrong
+
+
+def _kill(process: BaseProcess) -> bool:
+    """End a process; whether it had left by itself, for a wrong byte."""
+    process.kill()
+    process.join(10)
+    return process.exitcode == WRONG

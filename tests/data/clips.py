@@ -59,10 +59,10 @@ def encode(codec: str, container: str, times: Any = None, **options: str) -> byt
 def encode_scene(frames: int, height: int, width: int) -> bytes:
     """H.264 in mp4 of a coarse random picture that moves, 30 frames a second."""
     random = np.random.default_rng(0)
-    scene = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    scene = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
     stream = io.BytesIO()
     with av.open(stream, "w", format="mp4") as output:
-        video = output.add_stream("libx264", rate=30, options={"preset": "ultrafast", "crf": "28"})
+        video = output.add_stream("libx264", rate=30, options={"preset": "superfast", "crf": "30"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
             moved = np.roll(scene, (3 * number, 5 * number), (0, 1))

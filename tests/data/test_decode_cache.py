@@ -113,12 +113,30 @@ def test_what_the_plan_needs_last_goes_first(tmp_path: Path) -> None:
         put(cache, number, Use(run="a", step=10, next_step=next_step))
     put(cache, 5)  # no run has planned it
     put(cache, 6, Use(run="a", step=11, next_step=600))
-    assert stored(tmp_path, range(7)) == {0, 1, 4, 6}, "gone: what is needed no more, not planned, needed last"
+    assert stored(tmp_path, range(7)) == {0, 1, 3, 4, 6}, "gone: what is needed no more, and what nobody planned"
     put(cache, 7, Use(run="a", step=12, next_step=40))
     put(cache, 8, Use(run="a", step=12, next_step=50))
+    assert stored(tmp_path, range(9)) == {0, 1, 4, 7, 8}, "gone: 988 and 588 steps ahead"
     assert cache.get(key_of(1), Use(run="a", step=30, next_step=3000)) is not None
     put(cache, 9, Use(run="a", step=31, next_step=60))
-    assert stored(tmp_path, range(10)) == {4, 7, 8, 9}, "a read says when the next one is"
+    put(cache, 10, Use(run="a", step=31, next_step=70))
+    assert stored(tmp_path, range(11)) == {4, 7, 8, 9, 10}, "a read says when the next one is"
+
+
+def test_what_would_be_evicted_next_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    for step in range(100):  # 20 clips in turn
+        use = Use(run="a", step=step, next_step=step + 20)
+        if cache.get(key_of(step % 20), use) is None:
+            put(cache, step % 20, use)
+    assert cache.counters.stored < 15 and cache.counters.bypassed > 40
+    assert cache.counters.hits >= 0.85 * 4 * 9
+    put(cache, 90, Use(run="a", step=100, next_step=101))
+    assert 90 in stored(tmp_path, range(99)), "needed soon"
+    later = time.time() + cache_room.HORIZON_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    put(cache, 91, Use(run="a", step=100, next_step=120))
+    assert 91 in stored(tmp_path, range(99)), "what was learnt of a plan is not kept for ever"
 
 
 def test_the_nearest_use_of_several_runs_counts(tmp_path: Path) -> None:
@@ -183,8 +201,8 @@ def test_foreign_files_are_never_removed_nor_replaced(tmp_path: Path) -> None:
 
 def test_eight_processes_and_kill_9(tmp_path: Path) -> None:
     bound = 10 * (HEADER_BYTES + 16 * 112 * 112 * 3)
-    killed, most, wrong = kill_and_replace(tmp_path, bound, 8, 6.0)
-    assert killed >= 3 and wrong == 0
+    killed, most, wrong = kill_and_replace(tmp_path, bound, 8, 4.0)
+    assert killed > 8 and wrong == 0
     assert bound / 2 < most <= bound
     cache = DecodeCache(tmp_path, bound)
     assert not list(tmp_path.glob("*/.*"))

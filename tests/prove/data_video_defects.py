@@ -51,9 +51,10 @@ def evicted_by_age() -> Mend:
     """What was read longest ago goes first, whatever the plan says."""
     import data.cache_room
 
-    return replace_name(
-        data.cache_room, "eviction_order", lambda _: lambda entries: sorted(entries, key=lambda entry: entry.used)
-    )
+    def by_age(entries: Any) -> Any:
+        return [(entry, None) for entry in sorted(entries, key=lambda entry: entry.used)]
+
+    return replace_name(data.cache_room, "eviction_order", lambda _: by_age)
 
 
 def evicted_nearest_first() -> Mend:
@@ -110,7 +111,7 @@ def bound_forgotten() -> Mend:
     """Nobody counts what the others have written."""
     import data.cache_room
 
-    return replace_name(data.cache_room, "_read_used", lambda _: lambda lock: 0)
+    return replace_name(data.cache_room, "_read_account", lambda _: lambda lock: data.cache_room.Account(used=0))
 
 
 def full_disk_raises() -> Mend:
