@@ -31,12 +31,22 @@ def start_child(
     )
 
 
+def finish_child(child: "subprocess.Popen[bytes]", seconds: float = 10.0) -> None:
+    """Tell a child that there is nothing more to do and let it put away what it has; past the deadline end it."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)
+    end_child(child)
+
+
 def end_child(child: "subprocess.Popen[bytes]") -> None:
     """End it, whatever it is doing."""
     child.kill()
     child.wait()
     for stream in (child.stdin, child.stdout):
-        if stream is not None:
+        if stream is not None and not stream.closed:
             with contextlib.suppress(BrokenPipeError):  # of bytes that it did not live to read
                 stream.close()
 

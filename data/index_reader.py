@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from data.child import end_child, keep_stdout, leave_with_parent, start_child
+from data.child import end_child, finish_child, keep_stdout, leave_with_parent, start_child
 from data.errors import FormatError, MismatchError, ShardFault
 from data.index_part import IndexSettings
 from data.index_shard import ShardIndexer
@@ -52,8 +52,10 @@ def make_parts(settings: IndexSettings, shards: Sequence[StoredObject], readers:
                     shard = waiting.popleft()
                     busy[_ask(child, shard)] = child, shard
                     continue
-                end_child(child)
-                if not line:
+                if line:
+                    finish_child(child)
+                else:
+                    end_child(child)
                     deaths[shard.name] += 1
                     if deaths[shard.name] == MOST_DEATHS:
                         raise RuntimeError(_death(child, shard))

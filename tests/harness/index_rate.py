@@ -20,9 +20,9 @@ from data.types import RawSample
 from tests.data.conftest import QWEN_SPLIT
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM = 8000
+NUM = 16000  # so that starting two processes does not count for much
 VOCABULARY = 8000
-TRIES = 3
+TRIES = 2
 
 
 def _caption(say: Callable[[int], str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def core_seconds(folder: Path, kind: str) -> tuple[float, float, float]:
 
 
 def _cpu() -> float:
-    """Of this process and of children that have ended: the reader, and its child for pictures."""
+    """Of this process and of children that have ended: the reader, and the child it has for pictures."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 

@@ -60,13 +60,6 @@ def any_way_of_reading() -> Mend:
     return lambda: setattr(IndexSettings, "meta", original)
 
 
-def torn_parts_believed() -> Mend:
-    """A part is not compared with its digest."""
-    import data.index_part
-
-    return replace_name(data.index_part, "_digest", lambda _: lambda data: bytes(16))
-
-
 def etags_not_compared() -> Mend:
     """A shard of the same size is the same."""
     import data.index_file
@@ -237,7 +230,6 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = data_format_defe
     "same_name_is_same_shard": (same_name_is_same_shard, ("index/parts",)),
     "same_size_is_same_shard": (same_size_is_same_shard, ("index/parts",)),
     "any_way_of_reading": (any_way_of_reading, ("index/parts",)),
-    "torn_parts_believed": (torn_parts_believed, ("index/parts",)),
     "etags_not_compared": (etags_not_compared, ("index/compared",)),
     "template_not_compared": (template_not_compared, ("index/compared",)),
     "format_not_compared": (format_not_compared, ("index/compared",)),
