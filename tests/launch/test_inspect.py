@@ -24,6 +24,7 @@ from data.tokenizer import load_tokenizer
 from data.types import Grid, RawSample
 from launch import paint
 from launch.cli import main
+from launch.look import sample_lines
 from launch.page import visible, write_page
 from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
@@ -170,6 +171,20 @@ def patches_of(frames: np.ndarray, grid: Grid) -> np.ndarray:
     out = np.empty((grid.num_patches, IMAGE.patch_dim), dtype=np.float32)
     patchify(frames, IMAGE, normalisation_table(IMAGE), out)
     return out
+
+
+def test_a_trajectory_can_be_shown_in_lines(source: Callable[..., Path]) -> None:
+    called = {"function": {"name": "tap", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [{"type": "image", "media": 0}, {"type": "ref", "text": "it"}, BOX]},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "content": "done"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    raw = RawSample(key="s", content={"messages": messages}, media={0: ("png", picture_bytes(56, 56))})
+    told = "\n".join(sample_lines(source(raw), 0, None))
+    asked = "[image] <|object_ref_start|>it<|object_ref_end|> <|box_start|>(500,0),(999,500)<|box_end|>"
+    assert told.endswith(f"asked: {asked}\n\ndone")
 
 
 def test_what_cannot_be_seen_is_spelled() -> None:
