@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("source", type=Path, help="indexed folder of shards")
     inspect.add_argument("--sample", type=int, help="show this sample as well")
     inspect.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
-    inspect.add_argument("--samples", type=_at_least_one, default=12, help="on the page, taken evenly; default: 12")
+    inspect.add_argument("--samples", type=int, default=12, help="on the page, taken evenly; default: 12")
     inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample or --html: what a run of it is fed")
     inspect.set_defaults(command=_inspect)
 

@@ -40,7 +40,8 @@ def chat(number: int, shown: list[dict], answer: object = "left", **more: object
         {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
         {"role": "assistant", "content": answer},
     ]
-    media = {0: ("png", picture_bytes(56, 56, number)), 1: ("mp4", clip_bytes())}
+    kept = {0: ("png", picture_bytes(56, 56, number)), 1: ("mp4", clip_bytes())}
+    media = {part["media"]: kept[part["media"]] for part in shown if "media" in part}
     return RawSample(key=f"s{number}", content={"source": "chat", "messages": messages, **more}, media=media)
 
 
@@ -204,3 +205,6 @@ def test_the_command_writes_the_page(
         page = read_page(out.read_text("utf-8"))
         assert [title for title in page.titles if title.startswith(("0: s0", "4: s4"))] == ["0: s0", "4: s4"]
         assert len(page.titles) == entries
+    with pytest.raises(SystemExit) as left:
+        main(["inspect", str(folder), "--html", str(out), "--samples", "0"])
+    assert left.value.code == 2 and "at least 1" in capsys.readouterr().err

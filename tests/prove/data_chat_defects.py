@@ -209,8 +209,8 @@ def control_tokens_in_text() -> Mend:
     from data.tokenizer import Tokenizer
 
     def make(init: Any) -> Any:
-        def planted(self: Any, backend: Any, digest: str) -> None:
-            init(self, backend, digest)
+        def planted(self: Any, backend: Any, *rest: Any) -> None:
+            init(self, backend, *rest)
             backend.encode_special_tokens = False
 
         return planted
