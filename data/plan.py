@@ -221,6 +221,11 @@ def assign_rows(rows: Sequence[RowPlan], dp_size: int) -> list[list[int]]:
     return [sorted(numbers) for numbers in assigned]
 
 
+def spread(loads: Sequence[float]) -> float:
+    """How much more than the mean the most loaded one has; 0 if all have the same, or nothing."""
+    return max(loads) * len(loads) / sum(loads) - 1 if sum(loads) else 0.0
+
+
 def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to go on with another order of samples: compares two `Plan.identity`, raises MismatchError."""
     wrong = [

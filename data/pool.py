@@ -7,6 +7,7 @@ import selectors
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from data.child import start_child
@@ -128,8 +129,6 @@ class Workers:
         self._bad: dict[tuple[int, int], str] = {}
         self._in_vain = 0
         self._of_replaced = ReadStats()
-        self.replaced = 0
-        """Workers that had to be."""
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         for _ in range(config.workers):
@@ -217,8 +216,7 @@ class Workers:
                 self._bad[worker.sample] = f"a worker that read it {why}, {DEATHS} times"
         if worker.task is not None:
             self._again.append(worker.task)
-        self.replaced += 1
-        self._of_replaced += worker.stats
+        self._of_replaced += replace(worker.stats, workers_replaced=1)
         source = f" at sample {worker.sample[1]} of source {worker.sample[0]}" if worker.sample else ""
         log.warning("a data worker %s%s; another takes its place", why, source)
         self._start()

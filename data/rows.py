@@ -1,7 +1,7 @@
 """Rows as they are trained on: read, checked, decoded, packed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -30,9 +30,20 @@ class ReadStats:
 
     store: StoreStats = field(default_factory=StoreStats)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    workers_replaced: int = 0
 
     def __add__(self, other: "ReadStats") -> "ReadStats":
-        return ReadStats(store=self.store + other.store, cache=self.cache + other.cache)
+        return ReadStats(
+            store=self.store + other.store,
+            cache=self.cache + other.cache,
+            workers_replaced=self.workers_replaced + other.workers_replaced,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for a log."""
+        store = {f"store_{key}": value for key, value in self.store.metrics().items()}
+        cache = {f"cache_{key}": float(value) for key, value in asdict(self.cache).items()}
+        return store | cache | {"workers_replaced": float(self.workers_replaced)}
 
 
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
@@ -127,7 +138,7 @@ class RowReader:
                 f"a row was planned with {row.num_tokens} tokens and {row.num_patches} patches but has "
                 f"{len(packed.tokens)} and {place}; was the index built with this tokenizer?"
             )
-        return packed, records
+        return replace(packed, num_bad=len(records)), records
 
     def stats(self) -> ReadStats:
         """What stores and decode cache counted so far in this process."""

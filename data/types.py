@@ -58,6 +58,7 @@ class PackedRow:
     patches: Float32  # (P, D) normalised, in merge-block order, media in order of appearance
     sample_ids: Int64  # (S,) plan.sample_id(source_id, index)
     source_ids: Int64  # (S,) position of the source in DataConfig.sources
+    num_bad: int = 0  # samples that could not be decoded and hold a place only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from launch.questions import prompt_text
 _WIDTH = 110
 
 
-def source_lines(folder: Path) -> Iterator[str]:
+def source_lines(folder: str | Path) -> Iterator[str]:
     """What the index of a source says: samples, bytes, text tokens, pictures and clips."""
     index = open_index(folder)
     tokens = index.columns["num_text_tokens"]
@@ -33,7 +33,7 @@ def source_lines(folder: Path) -> Iterator[str]:
         yield f"left out when indexing: {len(refused)}, the first {refused[0]}"
 
 
-def sample_lines(folder: Path, number: int, data: DataConfig | None) -> Iterator[str]:
+def sample_lines(folder: str | Path, number: int, data: DataConfig | None) -> Iterator[str]:
     """One sample: where it lies, its media, its JSON, and with `data` what a run is fed: tokens, and which are learnt.
 
     Raises ValueError for a number that the source does not have.

@@ -54,15 +54,17 @@ class Entry:
     fault: str = ""
 
 
-def write_page(out: Path, folder: Path, data: DataConfig | None, samples: int) -> None:
+def write_page(out: Path, folder: str | Path, data: DataConfig | None, samples: int) -> None:
     """Write the page of `samples` samples, taken evenly from the source in `folder`, or of all if there are fewer.
 
     Args:
         data: what a run is fed: its tokenizer and sizes. None shows characters instead of tokens, and the sizes of the
             published configuration.
 
-    Raises MismatchError for a source that is not indexed, or with another tokenizer.
+    Raises MismatchError for a source that is not indexed, or with another tokenizer; ValueError for no samples.
     """
+    if samples < 1:
+        raise ValueError(f"a page of {samples} samples shows nothing; ask for at least 1")
     index = open_index(folder)
     tokenizer = None
     if data is not None:

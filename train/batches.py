@@ -11,6 +11,7 @@ from torch import Tensor
 from data.config import IGNORE
 from data.loader import Loader
 from data.plan import Cursor, Plan, StepPlan
+from data.rows import ReadStats
 from data.types import PackedRow
 from model.attention import Segments
 from model.flops import Work, row_work
@@ -32,6 +33,8 @@ class Counts(NamedTuple):
     pictures: int
     """Pictures and clips."""
     visual_tokens: int
+    bad: int
+    """Samples that could not be decoded."""
 
     def payload(self) -> tuple[int, ...]:
         """How many integers follow for tokens, targets, positions, segment lengths, grids and visual index."""
@@ -58,6 +61,8 @@ class Announced:
     lengths: list[int]
     num_targets: int
     num_samples: int
+    num_bad: int
+    """Samples that could not be decoded and hold a place only."""
     work: Work
     """Padding for sequence parallelism is not counted."""
 
@@ -84,6 +89,10 @@ class Batches:
             announced = announce(None, num_rows, self._groups, self._form)
         self.cursor = step_plan.next_cursor
         return step_plan, announced
+
+    def stats(self) -> ReadStats | None:
+        """What reading counted for this replica, on its reader."""
+        return self._loader.stats() if self._loader is not None else None
 
     def close(self) -> None:
         if self._loader is not None:
@@ -126,6 +135,7 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
         lengths=[counts.tokens for counts in table],
         num_targets=sum(counts.targets for counts in table),
         num_samples=num_samples,
+        num_bad=sum(counts.bad for counts in table),
         work=work,
     )
 
@@ -155,6 +165,7 @@ def _counts(row: PackedRow, integers: list[Tensor]) -> Counts:
         targets=int((targets >= 0).sum()),
         pictures=len(grids),
         visual_tokens=visual_index.numel(),
+        bad=row.num_bad,
     )
 
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.plan import StepPlan
+from data.plan import StepPlan, assign_rows, spread
+from data.rows import ReadStats
 from model.flops import step_flops
 from train.config import RunConfig
 from train.state import TrainState
@@ -19,7 +20,9 @@ from train.step import StepReport
 class Metrics:
     """Written by one rank. Rates are over the time since the last line, so a slow start does not stay in them."""
 
-    def __init__(self, run: RunConfig, peak_flops: float | None, from_step: int, from_progress: float) -> None:
+    def __init__(
+        self, run: RunConfig, peak_flops: float | None, from_step: int, from_progress: float, dp_size: int = 1
+    ) -> None:
         """`peak_flops` is that of all devices together; `from_step` and `from_progress` are where a resumed run is."""
         folder = Path(run.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,14 +33,24 @@ class Metrics:
         self._stage = run.stage
         self._model = run.model
         self._peak = peak_flops
+        self._dp_size = dp_size
         self._wandb = _start_wandb(run)
         self._from_progress = from_progress
         self._started = self._last = time.perf_counter()
 
-    def record(self, state: TrainState, report: StepReport, progress: float, drift: float | None = None) -> None:
+    def record(
+        self,
+        state: TrainState,
+        report: StepReport,
+        progress: float,
+        drift: float | None = None,
+        reading: ReadStats | None = None,
+    ) -> None:
         """Write the step; every `log.every_steps` steps and at the end also a line on the terminal.
 
-        `drift` is how far copies of one weight have parted on tensor ranks, where it was measured.
+        Args:
+            drift: how far copies of one weight have parted on tensor ranks, where it was measured.
+            reading: what the data path of this rank's replica counted since the start.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -55,11 +68,15 @@ class Metrics:
             "tokens_per_second": report.work.tokens / seconds,
             "step_seconds": seconds,
             "data_seconds": report.data_seconds,
+            "bad_samples": state.bad,
             "skipped": report.skipped,
             "rows": report.plan.digest(),
         }
         flops_per_second = step_flops(self._model, self._stage.trainable, report.work) / seconds
         row["flops_per_second"] = flops_per_second
+        row |= self._spreads(report.plan)
+        if reading is not None:
+            row |= reading.metrics()
         if drift is not None:
             row["replica_drift"] = drift
         if self._peak:
@@ -73,6 +90,14 @@ class Metrics:
             )
         if state.step % self._every == 0 or state.step == 1 or progress >= 1.0 or report.skipped:
             self._print(row, progress, now)
+
+    def _spreads(self, plan: StepPlan) -> dict[str, float]:
+        """How unevenly the step's work lies on the replicas, over all and of the vision tower."""
+        mine = [[plan.rows[number] for number in numbers] for numbers in assign_rows(plan.rows, self._dp_size)]
+        return {
+            "load_spread": spread([sum(row.cost for row in rows) for rows in mine]),
+            "visual_load_spread": spread([sum(row.num_patches for row in rows) for rows in mine]),
+        }
 
     def _print(self, row: dict[str, Any], progress: float, now: float) -> None:
         done = progress - self._from_progress

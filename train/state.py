@@ -13,6 +13,8 @@ class TrainState:
     tokens: int = 0
     """Text and visual tokens seen."""
     samples: int = 0
+    bad: int = 0
+    """Samples that could not be decoded, of `samples`."""
     skipped: int = 0
     """Steps with nothing to learn or no finite gradient: the optimizer was left untouched, the data cursor moved on."""
     non_finite_in_row: int = 0

@@ -47,6 +47,8 @@ class StepReport:
     rates: dict[str, float]
     targets: int
     samples: int
+    bad: int
+    """Samples that could not be decoded."""
     work: Work
     skipped: str | None
     """Why the optimizer was left untouched, if it was."""
@@ -61,8 +63,8 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     plan, announced = parts.batches.next()
     data_seconds = time.perf_counter() - started
     # The denominator is the whole step's and known before forward, so no split of the step changes a gradient.
-    counts = [announced.num_targets, announced.num_samples, *astuple(announced.work)]
-    targets, samples, *sizes = (int(count) for count in sum_over(parts.groups.dp, counts))
+    counts = [announced.num_targets, announced.num_samples, announced.num_bad, *astuple(announced.work)]
+    targets, samples, bad, *sizes = (int(count) for count in sum_over(parts.groups.dp, counts))
     work = Work(**dict(zip(asdict(announced.work), sizes, strict=True)))
     rates = part_rates(parts.stage, stage_progress(parts.stage, state.step + 1, state.tokens + work.tokens))
 
@@ -84,6 +86,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     state.step += 1
     state.tokens += work.tokens
     state.samples += samples
+    state.bad += bad
     state.skipped += skipped is not None
     return StepReport(
         loss=loss,
@@ -91,6 +94,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
         rates=rates,
         targets=targets,
         samples=samples,
+        bad=bad,
         work=work,
         skipped=skipped,
         plan=plan,

@@ -80,7 +80,7 @@ class Trainer:
         if self.groups.rank == 0:
             peak = peak_flops(self.groups.device)
             everywhere = peak * self.groups.world_size if peak is not None else None
-            metrics = Metrics(self.run, everywhere, self.state.step, self.progress)
+            metrics = Metrics(self.run, everywhere, self.state.step, self.progress, self.groups.dp_size)
             if self._is_over():
                 print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:
@@ -99,7 +99,7 @@ class Trainer:
         self.watch.board.tell("record")
         drift = self._drift()
         if metrics is not None:
-            metrics.record(self.state, report, self.progress, drift)
+            metrics.record(self.state, report, self.progress, drift, self.batches.stats())
         every = self.run.checkpoint.every_steps
         if self._is_over() or (every is not None and self.state.step % every == 0):
             self.save()

@@ -12,8 +12,8 @@ from typing import Any
 
 from data.config import IGNORE, ImageConfig, VideoConfig
 from data.decode import ClipDecoder
-from data.encode import encode_sample
-from data.index import measure
+from data.encode import encode_sample, visual_parts
+from data.pictures import image_size
 from data.samples.kinds import KINDS, kind_sample
 from data.samples.tokenizer import train_tokenizer
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -49,7 +49,15 @@ def golden_tokenizer(folder: Path) -> Tokenizer:
 def measured(kind: str, number: int, decoder: ClipDecoder) -> tuple[dict[str, Any], list[MediaSize]]:
     """A sample of seed 0 and the sizes of its pictures and clips."""
     raw = kind_sample(kind, seed=0, number=number)
-    return raw.content, measure(raw, decoder)
+    sizes = []
+    for shown, member in visual_parts(raw.content):
+        data = raw.media[member][1]
+        if shown == "video":
+            sizes.append(decoder.probe(data))
+        else:
+            height, width = image_size(data)
+            sizes.append(MediaSize(kind="image", height=height, width=width))
+    return raw.content, sizes
 
 
 def readable(encoded: EncodedSample, tokenizer: Tokenizer) -> list[dict[str, Any]]:

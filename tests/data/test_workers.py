@@ -74,7 +74,7 @@ def test_rows_do_not_depend_on_who_reads_them_or_who_is_killed(
         first.process.kill()
 
     found, records = steps(config, tokenizer, workers, kill_one)
-    assert workers.replaced == 1
+    assert workers.stats().workers_replaced == 1
     assert_same(found, expected)
     assert records == [] and set(children()) <= before
     assert found[0][0].patches.flags.writeable  # torch would warn
@@ -124,7 +124,7 @@ def test_a_sample_that_ends_two_workers_becomes_a_placeholder(
             due = IGNORE if number == victim else other.targets[start:end]
             assert (row.targets[start:end] == due).all()
     # Two workers may have been at it at once.
-    assert met == len(records) > 0 and 2 <= workers.replaced <= 3
+    assert met == len(records) > 0 and 2 <= workers.stats().workers_replaced <= 3
     assert records[0]["reason"] == "a worker that read it was ended by signal 11, 2 times"
 
 

@@ -62,7 +62,7 @@ def _line(axis: str, kind: str, calls: int, nbytes: int, purpose: str) -> Line:
 _ROWS, _PATCHES, _TARGETS = 160 * 256, 60 * 256, 129
 
 _ANNOUNCED = (
-    _line("replica", "broadcast", 1, 4 * 6 * 8, "the table: 6 counts of each microbatch"),
+    _line("replica", "broadcast", 1, 4 * 7 * 8, "the table: 7 counts of each microbatch"),
     _line("replica", "broadcast", 1, 834 * 8, "the payload: tokens, targets, positions, lengths, grids, visual places"),
 )
 _ENDS = (
@@ -125,7 +125,7 @@ _INTERLEAVED = (
 _PARAMETERS = 400_832
 _REPLICAS = (
     (
-        _line("dp", "allreduce", 1, 10 * 8, "targets, samples and work of the whole step, before forward"),
+        _line("dp", "allreduce", 1, 11 * 8, "targets, samples, bad ones and work of the whole step, before forward"),
         _line("dp", "allreduce", 1, 8, "the loss"),
         _line("dp", "allreduce", 5, _PARAMETERS * 4, "gradients, in buckets of at most 100,000"),
         _line("world", "allreduce", 1, 8, "whether gradients are finite on every rank"),

@@ -24,6 +24,7 @@ from data.tokenizer import load_tokenizer
 from data.types import Grid, RawSample
 from launch import paint
 from launch.cli import main
+from launch.look import sample_lines
 from launch.page import visible, write_page
 from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
@@ -39,7 +40,8 @@ def chat(number: int, shown: list[dict], answer: object = "left", **more: object
         {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
         {"role": "assistant", "content": answer},
     ]
-    media = {0: ("png", picture_bytes(56, 56, number)), 1: ("mp4", clip_bytes())}
+    kept = {0: ("png", picture_bytes(56, 56, number)), 1: ("mp4", clip_bytes())}
+    media = {part["media"]: kept[part["media"]] for part in shown if "media" in part}
     return RawSample(key=f"s{number}", content={"source": "chat", "messages": messages, **more}, media=media)
 
 
@@ -172,6 +174,20 @@ def patches_of(frames: np.ndarray, grid: Grid) -> np.ndarray:
     return out
 
 
+def test_a_trajectory_can_be_shown_in_lines(source: Callable[..., Path]) -> None:
+    called = {"function": {"name": "tap", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [{"type": "image", "media": 0}, {"type": "ref", "text": "it"}, BOX]},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "content": "done"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    raw = RawSample(key="s", content={"messages": messages}, media={0: ("png", picture_bytes(56, 56))})
+    told = "\n".join(sample_lines(source(raw), 0, None))
+    asked = "[image] <|object_ref_start|>it<|object_ref_end|> <|box_start|>(500,0),(999,500)<|box_end|>"
+    assert told.endswith(f"asked: {asked}\n\ndone")
+
+
 def test_what_cannot_be_seen_is_spelled() -> None:
     assert visible("a\u202eb\0\u200d\ue000\n") == "a<U+202E>b<U+0000>\u200d<U+E000>\n"
     assert visible("caf\u00e9 \U0001f600\ud800") == "caf\u00e9 \U0001f600<U+D800>"
@@ -189,3 +205,6 @@ def test_the_command_writes_the_page(
         page = read_page(out.read_text("utf-8"))
         assert [title for title in page.titles if title.startswith(("0: s0", "4: s4"))] == ["0: s0", "4: s4"]
         assert len(page.titles) == entries
+    with pytest.raises(SystemExit) as left:
+        main(["inspect", str(folder), "--html", str(out), "--samples", "0"])
+    assert left.value.code == 2 and "at least 1" in capsys.readouterr().err

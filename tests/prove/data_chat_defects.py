@@ -209,8 +209,8 @@ def control_tokens_in_text() -> Mend:
     from data.tokenizer import Tokenizer
 
     def make(init: Any) -> Any:
-        def planted(self: Any, backend: Any, digest: str) -> None:
-            init(self, backend, digest)
+        def planted(self: Any, backend: Any, *rest: Any) -> None:
+            init(self, backend, *rest)
             backend.encode_special_tokens = False
 
         return planted
@@ -236,10 +236,14 @@ def width_for_height() -> Mend:
     """Both directions are scaled by the width."""
     import data.grounding
 
-    def make(sides: Any) -> Any:
-        return lambda scale: (sides(scale)[0],) * 2
+    def make(_: Any) -> Any:
+        def planted(box: Any, scale: Any) -> Any:
+            width, _ = (scale, scale) if isinstance(scale, int) else scale
+            return tuple(data.grounding._nearest(side, width) for side in box)
 
-    return replace_name(data.grounding, "_sides", make)
+        return planted
+
+    return replace_name(data.grounding, "thousandths", make)
 
 
 def far_edge_1000() -> Mend:

@@ -22,6 +22,7 @@ REPORT = StepReport(
     rates={"language": 1e-3},
     targets=100,
     samples=12,
+    bad=1,
     work=WORK,
     skipped=None,
     plan=StepPlan(rows=(), next_cursor=Cursor()),
