@@ -41,6 +41,7 @@ def _fault(name: str) -> Case:
         f"{head}: requests that do not name the etag",
         f"{head}: requests and rejections counted otherwise than by the service",
         *below,
+        *((f"{head}: bodies begun anew",) if name == "cut body" else ()),
     )
 
     def run(context: Context) -> list[Cell]:
@@ -54,11 +55,12 @@ def _fault(name: str) -> Case:
             (found.seconds, case.seconds, "s"),
             (found.unasked, 0.0, "requests"),
             (found.miscounted, 0.0, "requests"),
-            (outcome.wrong_below, 0.0, "answers"),
+            *(() if name in CRC_ONLY else ((outcome.wrong_below, 0.0, "answers"),)),
+            *(((found.asked_again, 0.0, "requests"),) if name == "cut body" else ()),
         )
         return [
             Cell(name=title, measured=measured, limit=limit, unit=unit)
-            for title, (measured, limit, unit) in zip(names, values, strict=False)
+            for title, (measured, limit, unit) in zip(names, values, strict=True)
         ]
 
     return Case(item=2, names=names, run=run)
@@ -106,7 +108,12 @@ def _silent() -> Case:
 
 
 _SMALL: dict[str, tuple[int, Callable[[], dict[str, float]], dict[str, float]]] = {
-    "expiring tokens": (1, expiring_tokens, {"lost": 0, "repeated": 0, "errors": 0, "fetches beyond one a life": 0}),
+    "expiring tokens": (
+        1,
+        expiring_tokens,
+        # A host that stops a process between signing and sending may cost a few.
+        {"lost": 0, "repeated": 0, "errors": 0, "requests with keys that had ended": 4, "fetches beyond one a life": 0},
+    ),
     "refused tokens": (1, refused_tokens, {"lost": 0, "repeated": 0, "fetches beyond one": 0}),
     "connections": (2, connections_used, {"connections": 4, "lost": 0, "repeated": 0}),
     "fork": (1, forked_readers, {"lost": 0, "repeated": 0, "other bytes": 0, "requests beyond one a sample": 0}),
