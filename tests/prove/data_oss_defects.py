@@ -1,6 +1,8 @@
 """Defects for tests/prove/data_oss.py. Each breaks this process and returns how to mend it."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -174,19 +176,19 @@ def limiter_kept_by_the_dead() -> Mend:
 
     def make(fcntl: Any) -> Any:
         def flock(descriptor: int, operation: int) -> None:
-            import time
-
             mark = os.readlink(f"/proc/self/fd/{descriptor}") + ".taken"  # noqa: PTH115
             if operation == fcntl.LOCK_UN:
-                os.unlink(mark)  # noqa: PTH108
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(mark)  # noqa: PTH108
                 return
-            end = time.monotonic() + 5.0
+            end = time.monotonic() + 2.5
             while time.monotonic() < end:
                 try:
                     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
                     return
                 except FileExistsError:
                     time.sleep(0.001)
+            os.unlink(mark)  # noqa: PTH108
 
         return SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_UN=fcntl.LOCK_UN)
 
