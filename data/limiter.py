@@ -5,7 +5,8 @@ dies. Nothing is ever handed out that would have to be returned, so a killed pro
 is valid by itself at any time: a process killed between two stores does no harm.
 
 A rate falls to `decrease` times what was really served, not what was allowed: a budget far above the limit of the
-service is then found out in one step. It grows only while it holds somebody back.
+service is then found out in one step. It grows only while it holds somebody back: doubling each second until something
+is first refused, then evenly.
 """
 
 import contextlib
@@ -197,7 +198,8 @@ class NodeLimiter:
         ):
             bucket.budget = budget
             if bucket.bound:
-                bucket.rate += config.increase * budget * min(passed, 1.0)
+                grown = config.increase * budget if bucket.cut_at else bucket.rate * math.log(2)
+                bucket.rate += grown * min(passed, 1.0)
             bucket.rate = min(bucket.rate, budget)
             bucket.tokens += bucket.rate * passed
             if bucket.tokens >= 0:
@@ -228,8 +230,8 @@ class NodeLimiter:
         ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
         state.at = state.measured_at = now
         state.retries = _MOST_RETRIES
-        state.requests.rate = self._config.requests_per_second
-        state.bytes.rate = self._config.bytes_per_second
+        state.requests.rate = self._config.start * self._config.requests_per_second
+        state.bytes.rate = self._config.start * self._config.bytes_per_second
         state.version = _VERSION
 
 

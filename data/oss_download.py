@@ -98,4 +98,3 @@ class Download:
             if got < min(late * self._config.min_bytes_per_second, due):
                 raise BrokenBody(f"{got} of {due} bytes in {late + self._config.read_seconds:.1f} s", request_id)
             call.check_deadline()
-        raw.drain_conn()  # nothing is left, but only so does the connection go back to the pool

@@ -6,12 +6,14 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimiterConfig:
-    """What all processes of a node together may ask of a bucket. Rates start at the budget and follow the answers."""
+    """What all processes of a node together may ask of a bucket. The budgets are ceilings; rates follow the answers."""
 
     requests_per_second: float = 1600.0
     """Four fifths of the 2,000 that OSS allows for keys in sequence, as shards are; divide by the nodes of the run."""
     bytes_per_second: float = 1e9
     """Four fifths of the 10 Gbit/s an account has in mainland China; divide by the nodes of the run."""
+    start: float = 0.125
+    """Share of the budget to begin with; until something is refused, a rate that is too low doubles each second."""
     floor: float = 0.01
     """Share of the budget below which no rate falls."""
     increase: float = 0.01
@@ -31,6 +33,8 @@ class LimiterConfig:
                 f"oss.limiter: requests_per_second and bytes_per_second must be > 0, got {self.requests_per_second} "
                 f"and {self.bytes_per_second}"
             )
+        if not self.floor <= self.start <= 1:
+            raise ValueError(f"oss.limiter.start is {self.start}, must be from floor ({self.floor}) to 1")
         for name in ("floor", "increase", "decrease", "retry_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"oss.limiter.{name} is {getattr(self, name)}, must be between 0 and 1")

@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def make(folder: Path, what: str = "one", **changes: float) -> NodeLimiter:
-    return NodeLimiter(what, LimiterConfig(folder=str(folder / "limits"), **changes))  # type: ignore[arg-type]
+    return NodeLimiter(what, LimiterConfig(**{"folder": str(folder / "limits"), "start": 1.0, **changes}))  # type: ignore[arg-type]
 
 
 def test_requests_and_bytes_are_let_through_at_their_rates(tmp_path: Path, clock: Clock) -> None:
@@ -113,6 +113,17 @@ def test_a_told_delay_and_rising_latency_cut_and_one_slow_answer_does_not(tmp_pa
         limiter.acquire(1000)
         limiter.served(1000, 0.2, delayed=False)
     assert limiter.rates[0] > low
+
+
+def test_a_rate_doubles_each_second_until_something_is_refused(tmp_path: Path, clock: Clock) -> None:
+    limiter = make(tmp_path, requests_per_second=800, start=0.125)
+    assert limiter.rates[0] == 100
+    read_at(limiter, clock, 1e6, 1.0)
+    assert limiter.rates[0] == pytest.approx(200, rel=0.05)
+    limiter.rejected("QpsLimitExceeded")
+    low = limiter.rates[0]
+    read_at(limiter, clock, 1e6, 1.0)
+    assert limiter.rates[0] == pytest.approx(low + 8, rel=0.05)
 
 
 def test_retries_are_a_share_of_requests(tmp_path: Path, clock: Clock) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from data.oss import OssStore
@@ -141,6 +142,8 @@ class CaseResult:
     seconds: float
     unasked: int
     """Requests after the first for a range that did not name the object's etag."""
+    asked_again: int
+    """Requests for the very range that the one before was for."""
     missing_words: int
     """Of what a fatal error has to say; all of them if none came, one if one came that may not."""
     miscounted: int
@@ -159,14 +162,15 @@ def run_case(name: str) -> CaseResult:
         seconds = time.monotonic() - started
         state = service.state()
     counts = state["counts"]
+    log = [entry for entry in state["log"] if entry["kind"].startswith("GET object")]
     asked = counts.get("GET object served", 0) + counts.get("GET object refused", 0)
     refused = sum(counts.get(f"refused {code}", 0) for code in ("TotalQpsLimitExceeded", "QpsLimitExceeded"))
     stats = outcome.stats
-    # An answer that never came was asked for, and one that could not be parsed was given.
     return CaseResult(
         outcome=outcome,
         seconds=seconds,
-        unasked=sum("if-match" not in entry for entry in state["log"] if entry["kind"].startswith("GET object")),
+        unasked=sum("if-match" not in entry for entry in log),
+        asked_again=sum(one["range"] == two["range"] for one, two in pairwise(log)),
         missing_words=_missing_words(case, outcome.error),
         miscounted=abs(stats.requests - asked) + abs(stats.rejections - refused),
     )
@@ -195,6 +199,7 @@ def expiring_tokens(processes: int = 8, life: float = 3.0, passes: int = 4) -> d
         "repeated": sum(outcome.repeated for outcome in flat),
         "errors": sum(bool(outcome.error) for outcome in flat),
         # Renewed when 15 % of the life are left, which whole seconds in the answer may bring forward by one.
+        "requests with keys that had ended": counts.get("refused SecurityTokenExpired", 0),
         "fetches beyond one a life": max(0.0, counts["role keys given"] - took / (0.85 * life - 1.0) - 1),
     }
 

@@ -1,6 +1,8 @@
 """Defects for tests/prove/data_oss.py. Each breaks this process and returns how to mend it."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -59,18 +61,14 @@ def etag_not_looked_at() -> Mend:
     return both
 
 
-def resume_from_the_start() -> Mend:
-    """A body that broke is put together with the whole range."""
+def start_over() -> Mend:
+    """A body that broke is asked for from its beginning."""
     from data.oss_download import Download
 
     def make(go_on: Any) -> Any:
         def planted(self: Any, call: Any) -> bytes:
-            kept = self._received
-            self._received = bytearray()
-            try:
-                return go_on(self, call)
-            finally:
-                self._received = kept + self._received
+            self._received.clear()
+            return go_on(self, call)
 
         return planted
 
@@ -178,19 +176,19 @@ def limiter_kept_by_the_dead() -> Mend:
 
     def make(fcntl: Any) -> Any:
         def flock(descriptor: int, operation: int) -> None:
-            import time
-
             mark = os.readlink(f"/proc/self/fd/{descriptor}") + ".taken"  # noqa: PTH115
             if operation == fcntl.LOCK_UN:
-                os.unlink(mark)  # noqa: PTH108
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(mark)  # noqa: PTH108
                 return
-            end = time.monotonic() + 5.0
+            end = time.monotonic() + 2.5
             while time.monotonic() < end:
                 try:
                     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
                     return
                 except FileExistsError:
                     time.sleep(0.001)
+            os.unlink(mark)  # noqa: PTH108
 
         return SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_UN=fcntl.LOCK_UN)
 
@@ -218,11 +216,11 @@ def session_of_the_parent() -> Mend:
     return replace_name(OssRequests, "here", lambda _: property(lambda self: self._here))
 
 
-def body_left_over() -> Mend:
-    """A body that was read to its end is not given back to the pool."""
-    from urllib3.response import HTTPResponse
+def connections_thrown_away() -> Mend:
+    """A connection is used once."""
+    from urllib3 import HTTPConnectionPool
 
-    return replace_name(HTTPResponse, "drain_conn", lambda _: lambda self: None)
+    return replace_name(HTTPConnectionPool, "_put_conn", lambda _: lambda self, connection: connection.close())
 
 
 def texts_of_the_service() -> Mend:
@@ -243,9 +241,10 @@ def client_logs_all() -> Mend:
     """oss2 logs what it likes."""
     import data.oss_requests
 
-    return replace_name(
-        data.oss_requests, "getLogger", lambda _: lambda name: SimpleNamespace(setLevel=lambda level: None)
-    )
+    def make(get_logger: Any) -> Any:
+        return lambda name: SimpleNamespace(setLevel=lambda level: get_logger(name).setLevel("DEBUG"))
+
+    return replace_name(data.oss_requests, "getLogger", make)
 
 
 def no_request_in_errors() -> Mend:
@@ -265,7 +264,7 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "oss_range_check_off": (range_check_off, ("oss/fault range ignored", "oss/fault other range")),
     "oss_no_if_match": (no_if_match, ("oss/fault cut body",)),
     "oss_etag_not_looked_at": (etag_not_looked_at, ("oss/fault replaced",)),
-    "oss_resume_from_the_start": (resume_from_the_start, ("oss/fault cut body",)),
+    "oss_start_over": (start_over, ("oss/fault cut body",)),
     "oss_cut_body_taken": (cut_body_taken, ("oss/fault cut body",)),
     "oss_slow_body_awaited": (slow_body_awaited, ("oss/fault drip",)),
     "oss_no_read_timeout": (no_read_timeout, ("oss/fault stall", "oss/fault no answer")),
@@ -279,7 +278,7 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "oss_keys_fetched_by_everyone": (keys_fetched_by_everyone, ("oss/refused tokens", "oss/expiring tokens")),
     "oss_keys_not_renewed": (keys_not_renewed, ("oss/expiring tokens",)),
     "oss_session_of_the_parent": (session_of_the_parent, ("oss/fork",)),
-    "oss_body_left_over": (body_left_over, ("oss/connections",)),
+    "oss_connections_thrown_away": (connections_thrown_away, ("oss/connections",)),
     "oss_texts_of_the_service": (texts_of_the_service, ("oss/secrets",)),
     "oss_client_logs_all": (client_logs_all, ("oss/secrets",)),
     "oss_no_request_in_errors": (no_request_in_errors, ("oss/fault clock skew",)),
