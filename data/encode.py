@@ -77,17 +77,6 @@ def encode_prompt(
     return row.finish()
 
 
-def count_text_tokens(sample: Mapping[str, Any], tokenizer: Tokenizer) -> int:
-    """Tokens of the encoded sample that are not visual ones (text, markers and template). Raises FormatError."""
-    count = 0
-    for run in render_sample(sample):
-        if isinstance(run, Text):
-            count += len(tokenizer.encode("".join(text for text, _ in run.pieces)))
-        else:
-            count += 1 if isinstance(run, Special) else 2  # a picture's two markers
-    return count
-
-
 @dataclass(slots=True)
 class _Writer:
     """Grows one sample's lists."""

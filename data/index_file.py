@@ -34,6 +34,7 @@ COLUMNS = {
     "nbytes": "<u4",  # (N,) headers and padding included
     "crc32c": "<u4",  # (N,) of those bytes
     "num_text_tokens": "<u4",  # (N,) all tokens but the visual ones
+    "num_targets": "<u4",  # (N,) tokens to be predicted
     "media_end": "<u8",  # (N,) rows of the media_ columns up to and with this sample
     "media_kind": "<u1",  # (M,) number in KINDS
     "media_height": "<u4",  # (M,) pixels as stored

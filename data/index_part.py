@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from data.count import Count
 from data.encode import TEMPLATE_DIGEST
 from data.formats.stored import FORMATS, OURS
 from data.index_file import COLUMNS, KINDS, VERSION, ShardInfo
@@ -93,7 +94,7 @@ class PartRows:
         if torn:
             self._torn.add(key)
 
-    def add(self, stored: StoredSample, raw: RawSample, sizes: Sequence[MediaSize], num_text_tokens: int) -> None:
+    def add(self, stored: StoredSample, raw: RawSample, sizes: Sequence[MediaSize], count: Count) -> None:
         """Take a sample in; `sizes` are those of its visual parts."""
         lists = self._lists
         for size in sizes:
@@ -106,7 +107,8 @@ class PartRows:
         lists["offset"].append(stored.offset)
         lists["nbytes"].append(len(stored.data))
         lists["crc32c"].append(google_crc32c.value(stored.data))
-        lists["num_text_tokens"].append(num_text_tokens)
+        lists["num_text_tokens"].append(count.text)
+        lists["num_targets"].append(count.targets)
         self._keys.append(stored.key)
         if isinstance(unmapped := raw.content.get("unmapped"), list):
             self._unmapped.update(str(each)[:200] for each in unmapped)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from data.count import count_text_tokens_batch
+from data.count import Count, count_tokens
 from data.errors import FormatError, MismatchError
 from data.index_file import ShardInfo, digest_chunks
 from data.index_part import IndexSettings, Part, PartRows, load_part, save_part
@@ -87,13 +87,13 @@ class ShardIndexer:
                 parsed.append(error)
         whole = [raw for raw in parsed if isinstance(raw, RawSample)]
         measured = iter(self._measurer.measure(whole))
-        counted = iter(count_text_tokens_batch([raw.content for raw in whole], self._tokenizer))
+        counted = iter(count_tokens([raw.content for raw in whole], self._tokenizer))
         for stored, raw in zip(batch, parsed, strict=True):
             if isinstance(raw, FormatError):
                 rows.refuse(stored.key, str(raw), stored.again)
                 continue
             sizes, count = next(measured), next(counted)
-            if isinstance(sizes, list) and isinstance(count, int):
+            if isinstance(sizes, list) and isinstance(count, Count):
                 rows.add(stored, raw, sizes, count)
             else:
                 rows.refuse(stored.key, str(count if isinstance(sizes, list) else sizes))

@@ -61,6 +61,7 @@ class TextIndex:
         none = np.empty(0, dtype=np.uint32)
         self.columns: dict[str, NDArray[Any]] = {
             "num_text_tokens": counts,
+            "num_targets": counts - 1,
             "media_end": np.zeros(len(counts), dtype=np.uint64),
             **{f"media_{name}": none for name in ("kind", "height", "width", "frames", "fps")},
         }

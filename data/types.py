@@ -109,7 +109,7 @@ class SampleIndex(Protocol):
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
-        """`num_text_tokens`, `media_end` and the `media_` columns of data/index_file.py."""
+        """`num_text_tokens`, `num_targets`, `media_end` and the `media_` columns of data/index_file.py."""
         ...
 
     @property

@@ -31,6 +31,11 @@ elif ((gpus > 0 && NPROC_PER_NODE > gpus)); then
   exit 2
 fi
 
+if [[ ! $NPROC_PER_NODE =~ ^[1-9][0-9]*$ || ! $NNODES =~ ^[1-9][0-9]*$ ]]; then
+  echo "NPROC_PER_NODE=$NPROC_PER_NODE and NNODES=$NNODES are counts of processes and nodes; both must be 1 or more" >&2
+  exit 2
+fi
+
 # One message from one process, before any process group, instead of one from each of them.
 "$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" --files "$@" || exit 2
 

@@ -51,7 +51,7 @@ class Segments(PackedSeqParams):
 
     @property
     def boundaries(self) -> Tensor:
-        """Cumulative lengths, int32 (segments + 1,), on the device; made once a microbatch, used by every layer."""
+        """Cumulative lengths, int32 (segments + 1,), on the device; made once, used by every layer."""
         if self._boundaries is None:
             self._boundaries = torch.tensor(self.starts, dtype=torch.int32).to(self.device, non_blocking=True)
         return self._boundaries

@@ -1,4 +1,4 @@
-"""Rotary positions: angles of every place of a row, once a microbatch, and the turn that attention gives by them.
+"""Rotary positions: angles of every place of a row, once for all layers, and the turn that attention gives by them.
 
 megatron-core would take cosines and sines anew in every layer and copy queries and keys once more each.
 Shapes: T places of a row, N heads on this rank, D head size.

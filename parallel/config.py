@@ -7,6 +7,10 @@ Recompute = Literal["none", "selective", "full"]
 """What backward computes again instead of keeping: nothing, the attention core, or whole layers (arXiv 2205.05198)."""
 
 
+LEAST_TIMEOUT, MOST_TIMEOUT = 5.0, 1e6
+"""Seconds. A job of less has not even started; a store takes no number beyond the other."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecomputeConfig:
     """Recomputation of each tower. The vision tower's patches far outnumber the language model's tokens."""
@@ -71,9 +75,15 @@ class ParallelConfig:
     """By then a job has ended in which a rank raised, died or stalled (docs/faults.md)."""
 
     def __post_init__(self) -> None:
-        for name in ("reduce_bucket_elements", "timeout_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be more than 0")
+        if not 0 < self.reduce_bucket_elements < 2**31:
+            raise ValueError(
+                f"parallel.reduce_bucket_elements is {self.reduce_bucket_elements}; it must be from 1 to 2,147,483,647"
+            )
+        if not LEAST_TIMEOUT <= self.timeout_seconds <= MOST_TIMEOUT:
+            raise ValueError(
+                f"parallel.timeout_seconds is {self.timeout_seconds:g}; it must be from {LEAST_TIMEOUT:g}, as processes "
+                f"take seconds to start, to {MOST_TIMEOUT:g}"
+            )
         for name in ("tensor", "pipeline", "chunks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it is a count and must be at least 1")
@@ -90,9 +100,10 @@ class ParallelConfig:
                 "set parallel.chunks=1 or parallel.pipeline=2 or more"
             )
         if isinstance(self.split, tuple) and len(self.split) != self.num_pieces:
+            cure = f"give {self.num_pieces} numbers, auto or null" if self.num_pieces > 1 else "leave it null"
             raise ValueError(
                 f"parallel.split lists {len(self.split)} pieces {list(self.split)} but parallel.pipeline is "
-                f"{self.pipeline} and parallel.chunks is {self.chunks}; give {self.num_pieces} numbers"
+                f"{self.pipeline} and parallel.chunks is {self.chunks}; {cure}"
             )
 
     @property

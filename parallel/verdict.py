@@ -10,6 +10,8 @@ from parallel.place import Place, State
 FAULT_CODE, MENDABLE_CODE = 1, 2
 """Exit codes: something failed; the user can mend it by what the message says. A signal's is 128 + its number."""
 
+CURE = "raise parallel.timeout_seconds if it only needs longer"
+
 Names = Callable[[tuple[int, int], int], Sequence[Sequence[str]]]
 """(data of a place, data-parallel rank) -> names of the samples of each microbatch of that replica's step."""
 
@@ -115,7 +117,7 @@ def choose(facts: Facts) -> Verdict:
         return Verdict(rank=asked[0].rank, what=what, code=128 + asked[0].signal, brief=everywhere)
     if facts.lost:
         rank = min(facts.lost)
-        return Verdict(rank=rank, what="never joined the others", code=FAULT_CODE)
+        return Verdict(rank=rank, what=f"never joined the others; {CURE}", code=FAULT_CODE)
     broken = [post for post in facts.posts if post.kind == "raised"]
     if broken:
         return Verdict(rank=broken[0].rank, what=f"raised {broken[0].text}", code=FAULT_CODE)
@@ -139,11 +141,11 @@ def _stalled(facts: Facts) -> Verdict:
         working or facts.answers.values(), key=lambda answer: (answer.place.progress, -answer.seconds, answer.rank)
     )
     if working:
-        what = f"has stalled: it has not moved for {slowest.seconds:.0f} s and waits for no other rank"
+        what = f"has stalled: it has not moved for {slowest.seconds:.0f} s and waits for no other rank; {CURE}"
     else:
         what = (
             f"is the least far of ranks that all wait for each other, for {slowest.seconds:.0f} s by now: not all made "
-            "the same collective call, or the network between them fails"
+            f"the same collective call, or the network between them fails; {CURE}"
         )
     return Verdict(rank=slowest.rank, what=what, code=FAULT_CODE)
 

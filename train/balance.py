@@ -1,6 +1,5 @@
 """`parallel.split=auto`: the pipeline split that fits the recipe's own mixture and what the stage freezes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,7 +43,6 @@ def mixture_work(plan: Plan, indexes: Sequence[SampleIndex]) -> Work:
             samples += len(row.samples)
             sizes = [size for source_id, number in row.samples for size in indexes[source_id].media_sizes(number)]
             grids = [media_grid(size, image, video).patches for size in sizes]
-            # An index does not tell which tokens are supervised; all of the text is the most that can be.
-            text = row.num_tokens - sum(math.prod(grid) for grid in grids) // image.merge_size**2
-            work += row_work([plan.num_tokens(*sample) for sample in row.samples], grids, text)
+            targets = sum(int(indexes[source_id].columns["num_targets"][number]) for source_id, number in row.samples)
+            work += row_work([plan.num_tokens(*sample) for sample in row.samples], grids, targets)
     return work

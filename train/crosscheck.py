@@ -10,6 +10,8 @@ from parallel.config import ParallelConfig
 from train.config import RunConfig
 from train.sources import part_sources
 
+LEAST_EPS = 1e-30
+
 
 def cross_faults(run: RunConfig) -> list[str]:
     """One line, with numbers and a cure, for every pair of values that cannot go together."""
@@ -69,6 +71,11 @@ def _stage(run: RunConfig) -> Iterator[str]:
         value = getattr(run.optimizer, name)
         if value < 0 or (value == 0 and name != "weight_decay"):
             yield f"optimizer.{name}={value:g} must be {'0 or more' if name == 'weight_decay' else 'positive'}"
+    if 0 < run.optimizer.eps < LEAST_EPS:
+        yield (
+            f"optimizer.eps={run.optimizer.eps:g} is nothing beside fp32 moments, so a weight whose gradient is zero "
+            f"would become nan; set {LEAST_EPS:g} or more"
+        )
     if run.optimizer.skip_non_finite < 0:
         yield f"optimizer.skip_non_finite={run.optimizer.skip_non_finite} is a number of steps and must be 0 or more"
     for part, value in stage.weight_decays.items():

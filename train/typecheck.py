@@ -42,7 +42,11 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
         is_list = isinstance(value, list | tuple)
         options = [option for option in inner if option is not type(None)]
         fitting = [option for option in options if (typing.get_origin(option) is tuple) == is_list]
-        return _value(value, fitting[0] if fitting else options[0], path, faults)
+        told = len(faults)
+        taken = _value(value, fitting[0] if fitting else options[0], path, faults)
+        if len(options) > 1 and len(faults) == told + 1 and faults[told].startswith(f"{path} "):
+            faults[told] = f"{path} needs {_name(kind)}, got {_describe(value)}"
+        return taken
     if dataclasses.is_dataclass(kind):
         return _record(value, typing.cast(type, kind), path, faults)
     if origin is tuple and isinstance(value, list | tuple):

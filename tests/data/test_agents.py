@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from data.config import IGNORE, ImageConfig, VideoConfig
-from data.encode import count_text_tokens, encode_prompt, encode_sample, media_grid, visual_parts
+from data.count import Count, count_tokens
+from data.encode import encode_prompt, encode_sample, media_grid, visual_parts
 from data.errors import FormatError
 from data.samples.tokenizer import train_tokenizer
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -98,7 +99,8 @@ def test_ids_and_targets_are_those_of_the_chat_template(
 ) -> None:
     ids, learnt, lengths = encode(sample, tokenizer)
     assert (ids, learnt) == judge.judge(sample, lengths)
-    assert count_text_tokens(sample, tokenizer) == len(ids) - sum(lengths)
+    (count,) = count_tokens([sample], tokenizer)
+    assert count == Count(text=len(ids) - sum(lengths), targets=sum(learnt))
     said = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
     if said:
         before = {**sample, "messages": sample["messages"][: said[-1]]}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.count import count_text_tokens_batch
-from data.encode import count_text_tokens
+from data.count import count_tokens
+from data.encode import encode_sample, visual_parts
 from data.errors import FormatError, MismatchError, SampleError
 from data.index import build_index, open_index
 from data.index_check import compare_with_shards
@@ -24,8 +24,8 @@ from data.probe import PictureProbe
 from data.shards import write_shards
 from data.store import LocalStore, StoredObject
 from data.tokenizer import Tokenizer, load_tokenizer
-from data.types import RawSample
-from tests.data.conftest import make_samples, picture_bytes, train_tokenizer
+from data.types import MediaSize, RawSample
+from tests.data.conftest import IMAGE, VIDEO, make_samples, picture_bytes, train_tokenizer
 from tests.harness.hostile_pictures import CRASHES, HANGS, start_hostile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,9 +229,16 @@ def test_counting_many_texts_at_once_counts_the_same(tokenizer: Tokenizer, clip:
         {"messages": [{"role": "system", "content": ""}, {"role": "assistant", "content": " x\n\n y"}]},
         {"parts": [{"type": "text", "text": ""}]},
     ]
-    expected = [count_text_tokens(sample, tokenizer) for sample in samples]
-    assert count_text_tokens_batch(samples, tokenizer) == expected
-    broken = count_text_tokens_batch([samples[0], {"no": 1}, samples[1]], tokenizer)
+    expected = []
+    for sample in samples:
+        sizes = [MediaSize(kind="image", height=56, width=56) for _ in visual_parts(sample)]
+        for place, (kind, _) in enumerate(visual_parts(sample)):
+            if kind == "video":
+                sizes[place] = MediaSize(kind="video", height=56, width=56, frames=8, fps=4.0)
+        encoded = encode_sample(sample, sizes, tokenizer, IMAGE, VIDEO)
+        expected.append((len(encoded.tokens) - len(encoded.visual_index), (encoded.targets >= 0).sum()))
+    assert count_tokens(samples, tokenizer) == expected
+    broken = count_tokens([samples[0], {"no": 1}, samples[1]], tokenizer)
     assert isinstance(broken[1], FormatError) and [broken[0], broken[2]] == expected[:2]
 
 

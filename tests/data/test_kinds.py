@@ -86,6 +86,7 @@ def test_every_kind_can_be_stored_indexed_and_read(tokenizer: Tokenizer, tmp_pat
         assert raw == kind_sample(kind, 0, 0)
         encoded = encode_sample(raw.content, sizes, tokenizer, IMAGE, VIDEO)
         assert len(encoded.tokens) == index.columns["num_text_tokens"][number] + len(encoded.visual_index)
+        assert (encoded.targets >= 0).sum() == index.columns["num_targets"][number] > 0
         patches = reader.read(raw, encoded.media, sizes)
         assert len(patches) == encoded.grids.prod(axis=1).sum() == 4 * len(encoded.visual_index)
     reader.close()

@@ -15,6 +15,7 @@ def assemble(per_rank: list[list[Piece]], reference: dict[str, np.ndarray] | Non
     one wrong replica cannot hide behind another.
     """
     whole: dict[str, np.ndarray] = {}
+    held: set[tuple[str, tuple[int, ...]]] = set()
     for pieces in per_rank:
         for piece in pieces:
             target = whole.setdefault(piece.name, np.full(piece.shape, np.nan, dtype=np.float32))
@@ -23,8 +24,11 @@ def assemble(per_rank: list[list[Piece]], reference: dict[str, np.ndarray] | Non
             )
             if reference is not None and piece.name in reference:
                 right = reference[piece.name][places]
-                if np.linalg.norm(target[places] - right) > np.linalg.norm(piece.values - right):
+                kept, found = np.linalg.norm(target[places] - right), np.linalg.norm(piece.values - right)
+                # A copy that is not a number is the farthest of all.
+                if (piece.name, piece.offset) in held and not (found > kept or np.isnan(found)):
                     continue
+            held.add((piece.name, piece.offset))
             target[places] = piece.values
     return whole
 

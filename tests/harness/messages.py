@@ -14,6 +14,7 @@ from parallel.grid import Grid
 from tests.harness.layouts import MODEL
 from tests.harness.rows import GRIDS, PATCH_DIM, sized_row
 from tests.harness.watch import Message, Watched
+from train.batches import Counts
 
 TOKENS = (32, 48, 64, 16)
 """Of each of the 4 rows; 160 in all."""
@@ -189,7 +190,11 @@ def message_faults(
             found[FAULTS[0]] += ((sent - due) + (due - sent)).total()
         found[FAULTS[1]] += sum(message.is_integer for message in hidden)
         told = [m.numel for m in seen.messages if m.kind == "broadcast" and m.is_integer]
-        announced = (len(mine) * 6, _payload(parallel, mine)) if parallel.tensor * parallel.pipeline > 1 else ()
+        announced = (
+            (len(mine) * len(Counts._fields), _payload(parallel, mine))
+            if parallel.tensor * parallel.pipeline > 1
+            else ()
+        )
         found[FAULTS[2]] += abs(len(told) - len(announced))
         found[FAULTS[3]] += abs(sum(told) - sum(announced))
         first = pp_rank == 0

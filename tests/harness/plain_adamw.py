@@ -4,8 +4,10 @@ that a step did not give."""
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from data.config import IGNORE
 from data.types import PackedRow
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
@@ -63,10 +65,13 @@ def train_plainly(
 
 def _backward(model: torch.nn.Module, rows: list[PackedRow], groups: Groups) -> float:
     announced = announce(rows, len(rows), groups, RowForm(dtype=torch.float32, patch_dim=PATCH_DIM, multiple=1))
-    targets = sum(int((row.targets >= 0).sum()) for row in rows)
+    num_targets = sum(int((row.targets >= 0).sum()) for row in rows)
     total = 0.0
-    for row in announced.rows:
-        loss = model(row)[row.targets >= 0].sum() / targets
+    for row, packed in zip(announced.rows, rows, strict=True):
+        # Logits of every place and targets as they were packed: the choice of places is the trainer's own.
+        targets = torch.from_numpy(packed.targets)
+        logits = model(row, with_loss=False)[0, : len(targets)]
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / num_targets
         if loss.requires_grad:  # nothing below a frozen language model learns from text
             loss.backward()
         total += float(loss)

@@ -166,7 +166,10 @@ def masked_tokens_learnt() -> Mend:
 
     def make(forward_backward: Any) -> Any:
         def planted(parts: Any, announced: Any, targets: int, **keywords: Any) -> float:
-            rows = [replace(row, targets=row.targets.clamp_min(0)) for row in announced.rows]
+            rows = [
+                replace(row, supervised=torch.arange(row.tokens.numel()), targets=row.tokens.roll(-1, 1))
+                for row in announced.rows
+            ]
             loss: float = forward_backward(parts, replace(announced, rows=rows), targets, **keywords)
             return loss
 

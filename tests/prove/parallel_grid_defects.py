@@ -58,10 +58,10 @@ def padded_patches_in_a_frame() -> Mend:
     import model.vision
 
     def make(segments: Any) -> Any:
-        def planted(lengths: tuple[int, ...], device: Any) -> Any:
+        def planted(lengths: tuple[int, ...], **named: Any) -> Any:
             if lengths[-1] < 4:  # no picture of the grid has so few patches in a frame
                 lengths = (*lengths[:-2], lengths[-2] + lengths[-1])
-            return segments(lengths=lengths, device=device)
+            return segments(lengths=lengths, **named)
 
         return planted
 

@@ -38,8 +38,8 @@ def test_the_mixture_is_what_the_rows_hold(folder: Path, monkeypatch: pytest.Mon
     expected = Work()
     for planned in plan.step(Cursor()).rows:
         row, _ = reader.read(planned)
-        text = len(row.tokens) - len(row.visual_index)
-        expected += row_work(row.segment_lengths.tolist(), [(t, h, w) for t, h, w in row.grids.tolist()], text)
+        grids = [(t, h, w) for t, h, w in row.grids.tolist()]
+        expected += row_work(row.segment_lengths.tolist(), grids, int((row.targets >= 0).sum()))
     reader.close()
     monkeypatch.setattr(train.balance, "_SAMPLES", 1)
     assert mixture_work(plan, indexes) == expected and expected.patches and expected.tokens

@@ -47,7 +47,10 @@ REFUSED = {
         ["parallel.pipeline=2", "parallel.split=[2,3]"],
         ["places 5 layers", "has 4", "add up to 4"],
     ),
-    "split by another word": (["parallel.split=even"], ["parallel.split needs one of auto", "'even'"]),
+    "split by another word": (
+        ["parallel.split=even"],
+        ["parallel.split needs a list of int or one of auto or null", "'even'"],
+    ),
     "chunks of one pipeline stage": (["parallel.chunks=2"], ["parallel.chunks=2", "parallel.pipeline is 1"]),
     "more chunks than layers": (["parallel.pipeline=2", "parallel.chunks=3"], ["= 6 pieces", "4 language layers"]),
     "unknown recomputation": (
@@ -106,7 +109,10 @@ REFUSED = {
     "endless rate": (["stage.learning_rates.vision=inf"], ["stage.learning_rates.vision", "finite"]),
     "no heads": (["model.language.num_heads=0"], ["model.language: num_heads=0", "more than 0"]),
     "no layers": (["model.vision.depth=0"], ["model.vision: depth=0", "more than 0"]),
-    "no time": (["parallel.timeout_seconds=0"], ["parallel.timeout_seconds is 0", "more than 0"]),
+    "eps that fp32 does not have": (["optimizer.eps=1e-300"], ["optimizer.eps=1e-300", "set 1e-30 or more"]),
+    "more time than there is": (["parallel.timeout_seconds=1e300"], ["parallel.timeout_seconds is 1e+300", "1e+06"]),
+    "a bucket past counting": (["parallel.reduce_bucket_elements=9000000000"], ["from 1 to 2,147,483,647"]),
+    "no time": (["parallel.timeout_seconds=0"], ["parallel.timeout_seconds is 0", "from 5"]),
     "parts drawn alike": (["init.std=0"], ["init.std=0", "more than 0"]),
     "a part twice": (["stage.trainable=[vision,vision]"], ["stage.trainable", "twice"]),
     "too large a seed": (["seed=99999999999999999999"], ["seed=99999999999999999999", "63 bits"]),
