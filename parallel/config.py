@@ -81,8 +81,8 @@ class ParallelConfig:
             )
         if not LEAST_TIMEOUT <= self.timeout_seconds <= MOST_TIMEOUT:
             raise ValueError(
-                f"parallel.timeout_seconds is {self.timeout_seconds:g}; it must be from {LEAST_TIMEOUT:g}, as processes "
-                f"take seconds to start, to {MOST_TIMEOUT:g}"
+                f"parallel.timeout_seconds is {self.timeout_seconds:g}; it must be from {LEAST_TIMEOUT:g}, as "
+                f"processes take seconds to start, to {MOST_TIMEOUT:g}"
             )
         for name in ("tensor", "pipeline", "chunks"):
             if getattr(self, name) < 1:
