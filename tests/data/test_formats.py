@@ -10,6 +10,8 @@ import pytest
 from data.errors import FormatError
 from data.formats.conversations import FieldError, convert_record
 from data.index import build_index
+from data.plan import Cursor, Plan
+from data.rows import build_reader
 from data.shards import parse_sample, scan_shard
 from data.store import LocalStore
 from data.tokenizer import Tokenizer
@@ -182,9 +184,6 @@ def test_a_webdataset_sample_that_cannot_be_read_is_refused(members: dict, messa
 def test_webdataset_shards_are_trained_on_in_place(
     tmp_path: Path, tokenizer: Tokenizer, make_config: Callable[..., Any]
 ) -> None:
-    from data.loader import build_reader
-    from data.plan import Cursor, Plan
-
     folder = tmp_path / "wds"
     folder.mkdir()
     members = {

@@ -17,9 +17,9 @@ from data.cache_file import HEADER_BYTES
 from data.config import IGNORE, DataConfig, SourceConfig, VideoConfig
 from data.decode_cache import DecodeCache
 from data.index import build_index
-from data.loader import build_reader, open_indexes
 from data.media import PatchReader
 from data.plan import Cursor, Plan
+from data.rows import build_reader, open_indexes
 from data.shards import write_shards
 from data.tokenizer import load_tokenizer
 from data.types import MediaSize, RawSample
