@@ -6,9 +6,8 @@ import oss2
 import pytest
 from oss2.models import PartInfo
 
-from tests.harness.oss_cases import oss_service
 from tests.harness.oss_server import ACCESS, SECRET
-from tests.harness.oss_service import OssService
+from tests.harness.oss_service import OssService, oss_service
 
 AUTHS = {"V1": oss2.ProviderAuth, "V4": oss2.ProviderAuthV4}
 NAME = "folder/a b+\u00fc.bin"

@@ -13,9 +13,8 @@ import numpy as np
 from data.limiter import NodeLimiter
 from data.oss import OssStore
 from data.store_config import LimiterConfig
-from tests.harness.oss_cases import make_store, oss_service
 from tests.harness.oss_readers import Read, in_processes, read_for
-from tests.harness.oss_service import OssService, served_between
+from tests.harness.oss_service import OssService, make_store, oss_service, served_between
 
 READERS = 16
 LENGTH = 4096
