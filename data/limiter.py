@@ -4,9 +4,9 @@ The state is a small file that every process maps, changed under `flock`, which 
 dies. Nothing is ever handed out that would have to be returned, so a killed process leaves nothing stuck. Every field
 is valid by itself at any time: a process killed between two stores does no harm.
 
-A rate falls to `decrease` times what was really served, not what was allowed: a budget far above the limit of the
-service is then found out in one step. It grows only while it holds somebody back: doubling each second until something
-is first refused, then evenly.
+A rate falls to `decrease` times what it was or, if it held nobody back, what was really served: one far above the limit
+of the service is then found out in one step. It grows only while it holds somebody back: doubling each second until
+something is first refused, then evenly.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ RISING = 2.0
 _VERSION = 1.0
 _WINDOW = 64  # latencies
 _SPAN_SECONDS = 0.5
-_SPANS = 4
+_FADING = 0.95
 _DRIFT = 1.1  # of what is usual, a window: what stays slow becomes the measure
 _RETRIES_PER_SECOND = 1.0
 _MOST_RETRIES = 20.0
@@ -45,7 +45,7 @@ class _Bucket(ctypes.Structure):
         ("bound", ctypes.c_double),  # whether somebody waited since tokens were last above zero
         ("cut_at", ctypes.c_double),
         ("served", ctypes.c_double),  # in the span that is going on
-        ("speeds", ctypes.c_double * _SPANS),  # of the spans before
+        ("peak", ctypes.c_double),  # a second, in the fastest of the spans before, which fades
     )
 
 
@@ -54,7 +54,6 @@ class _State(ctypes.Structure):
         ("version", ctypes.c_double),
         ("at", ctypes.c_double),  # time.monotonic(), which all processes of a boot share
         ("measured_at", ctypes.c_double),  # when the span began
-        ("spans", ctypes.c_double),  # so far
         ("retries", ctypes.c_double),
         ("requests", _Bucket),
         ("bytes", _Bucket),
@@ -147,10 +146,13 @@ class NodeLimiter:
     def _cut(self, bucket: _Bucket, now: float) -> None:
         if now - bucket.cut_at < HOLD_SECONDS:
             return
-        # The best of some spans, and not below a quarter: when readers or the host paused, little was served.
-        span = now - self._state.measured_at
-        speed = max([*bucket.speeds, bucket.served / span if span > _SPAN_SECONDS / 2 else 0.0])
-        used = min(bucket.rate, max(speed, bucket.rate / 4))
+        used = bucket.rate
+        if not bucket.bound:
+            # Not the rate was the limit, but the readers. What they did in the last seconds, and not below a quarter:
+            # when the host paused, little was served.
+            span = now - self._state.measured_at
+            speed = max(bucket.peak, bucket.served / span if span > _SPAN_SECONDS / 2 else 0.0)
+            used = min(bucket.rate, max(speed, bucket.rate / 4))
         bucket.rate = max(self._config.floor * bucket.budget, self._config.decrease * used)
         bucket.tokens = min(bucket.tokens, 0.0)
         bucket.cut_at = now
@@ -206,10 +208,9 @@ class NodeLimiter:
                 bucket.bound = 0.0
             bucket.tokens = min(bucket.tokens, bucket.rate * BURST_SECONDS)
             if span >= _SPAN_SECONDS:
-                bucket.speeds[int(state.spans) % _SPANS] = bucket.served / span
+                bucket.peak = max(bucket.served / span, _FADING * bucket.peak)
                 bucket.served = 0.0
         if span >= _SPAN_SECONDS:
-            state.spans += 1
             state.measured_at = now
 
     def _is_sound(self, now: float) -> bool:

@@ -12,9 +12,9 @@ import pytest
 from data.credentials import open_keys
 from data.errors import StoreError
 from data.oss import OssStore
-from tests.harness.oss_cases import expiring_tokens, make_store, oss_service, refused_tokens
+from tests.harness.oss_cases import expiring_tokens, refused_tokens
 from tests.harness.oss_server import ACCESS, SECRET
-from tests.harness.oss_service import OssService
+from tests.harness.oss_service import OssService, make_store, oss_service
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,17 @@
 """Cases 1 to 13 of object stores that users met, each injected into a pass over all samples."""
 
-import os
 import re
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from data.oss import OssStore
-from data.store import open_store
-from data.store_config import LimiterConfig, OssConfig
 from tests.harness.oss_readers import in_processes
 from tests.harness.oss_samples import Outcome, Samples, read_all, store_samples
 from tests.harness.oss_server import ACCESS, SECRET
-from tests.harness.oss_service import OssService
+from tests.harness.oss_service import make_store, oss_service
 
 ALWAYS = -1
 
@@ -100,38 +94,6 @@ CASES = {
         number=13, injected="runs into the next answer", faults=({"kind": "text before", "every": 3, "times": 6},)
     ),
 }
-
-
-@contextmanager
-def oss_service() -> Iterator[tuple[OssService, str]]:
-    """A service with keys in the environment, and a folder for the limiter."""
-    before = {name: os.environ.get(name) for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET")}
-    service = OssService()
-    os.environ.update(service.environment)
-    try:
-        with tempfile.TemporaryDirectory(prefix="triptych-limits-") as folder:
-            yield service, folder
-    finally:
-        service.stop()
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-def make_store(service: OssService, folder: str, prefix: str = "set", **changes: Any) -> OssStore:
-    """A store that gives up soon."""
-    values = {
-        "endpoint": service.endpoint,
-        "limiter": LimiterConfig(folder=folder, requests_per_second=2000),
-        "connect_seconds": 0.5,
-        "read_seconds": 0.5,
-        "deadline_seconds": 6.0,
-        "first_backoff_seconds": 0.01,
-        "longest_backoff_seconds": 0.1,
-        **changes,
-    }
-    store = open_store(f"oss://shards/{prefix}", OssConfig(**values))
-    assert isinstance(store, OssStore)
-    return store
 
 
 @dataclass(frozen=True, kw_only=True)

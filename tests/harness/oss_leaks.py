@@ -13,9 +13,9 @@ import traceback
 from pathlib import Path
 
 from data.oss import OssStore
-from tests.harness.oss_cases import make_store, oss_service
 from tests.harness.oss_readers import in_processes
 from tests.harness.oss_samples import Outcome, Samples, read_all, store_samples
+from tests.harness.oss_service import make_store, oss_service
 
 SECRET_PARTS = ("hidden-secret", "hidden-token")
 

@@ -13,13 +13,12 @@ import numpy as np
 from data.limiter import NodeLimiter
 from data.oss import OssStore
 from data.store_config import LimiterConfig
-from tests.harness.oss_cases import make_store, oss_service
 from tests.harness.oss_readers import Read, in_processes, read_for
-from tests.harness.oss_service import OssService, served_between
+from tests.harness.oss_service import OssService, make_store, oss_service, served_between
 
 READERS = 16
 LENGTH = 4096
-ALONE_SECONDS = 4.0
+ALONE_SECONDS = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Kept:
 def keep_capacity(
     seconds: float, budget: float, by_bytes: bool = False, delays: bool = False, limited: bool = True
 ) -> Kept:
-    """Let readers run freely, give the service half of that as capacity, and let them run again.
+    """Let readers run freely, give the service half of their slowest second as capacity, and let them run again.
 
     Args:
         budget: that the limiter is told, in capacities.
@@ -56,7 +55,8 @@ def keep_capacity(
     length = LENGTH * 8 if by_bytes else LENGTH
     with oss_service() as (service, folder):
         service.put("set/x.tar", data)
-        capacity = 0.5 * _read(service, _store(service, f"{folder}/free", 1e6), ALONE_SECONDS, length, data)[0]
+        free = _read(service, _store(service, f"{folder}/free", 1e6), ALONE_SECONDS, length, data)
+        capacity = 0.5 * _slowest_second(free[2])
         told = {"bytes_": capacity * length} if by_bytes else {"requests": capacity}
         service.throttle(**told, delays=delays)
         budgets = (1e6, budget * capacity * length) if by_bytes else (budget * capacity, 1e9)
@@ -105,6 +105,17 @@ def _store(service: OssService, folder: str, requests: float, bytes_: float = 1e
     patient = {"read_seconds": 15.0, "deadline_seconds": 120.0, "connect_seconds": 5.0}
     backoff = {"first_backoff_seconds": 0.2, "longest_backoff_seconds": 20.0}
     return make_store(service, folder, limiter=limiter, **patient, **backoff)
+
+
+def _slowest_second(tenths: list[list[float]]) -> float:
+    """Objects served in the slowest of the seconds that readers ran for, without the first, in which they start."""
+    first = int(tenths[0][0]) + 10
+    seconds = [0.0] * (int(ALONE_SECONDS) - 1)
+    for tenth in tenths:
+        place = (int(tenth[0]) - first) // 10
+        if 0 <= place < len(seconds):
+            seconds[place] += tenth[1]
+    return max(1.0, min(seconds))
 
 
 def _read(

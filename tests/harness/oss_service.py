@@ -2,12 +2,19 @@
 
 import http.client
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from data.oss import OssStore
+from data.store import open_store
+from data.store_config import LimiterConfig, OssConfig
 from tests.harness.oss_server import ACCESS, BUCKET, SECRET
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -93,6 +100,38 @@ class OssService:
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
+
+
+@contextmanager
+def oss_service() -> Iterator[tuple[OssService, str]]:
+    """A service with keys in the environment, and a folder for the limiter."""
+    before = {name: os.environ.get(name) for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET")}
+    service = OssService()
+    os.environ.update(service.environment)
+    try:
+        with tempfile.TemporaryDirectory(prefix="triptych-limits-") as folder:
+            yield service, folder
+    finally:
+        service.stop()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def make_store(service: OssService, folder: str, prefix: str = "set", **changes: Any) -> OssStore:
+    """A store that gives up soon."""
+    values = {
+        "endpoint": service.endpoint,
+        "limiter": LimiterConfig(folder=folder, requests_per_second=2000),
+        "connect_seconds": 0.5,
+        "read_seconds": 0.5,
+        "deadline_seconds": 6.0,
+        "first_backoff_seconds": 0.01,
+        "longest_backoff_seconds": 0.1,
+        **changes,
+    }
+    store = open_store(f"oss://shards/{prefix}", OssConfig(**values))
+    assert isinstance(store, OssStore)
+    return store
 
 
 def served_between(tenths: list[list[float]], start: float, end: float) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from tests.harness.oss_wire import OssFault, Request
 SKEW_SECONDS = 15 * 60
 REGION = "cn-hangzhou"
 # Parameters that V1 signs with the resource; others, such as prefix, it leaves out.
-_V1_SIGNED = {"uploads", "uploadId", "partNumber", "continuation-token", "security-token"}
+_V1_SIGNED = {"objectMeta", "uploads", "uploadId", "partNumber", "continuation-token", "security-token"}
 
 
 @dataclass
