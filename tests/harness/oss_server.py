@@ -106,7 +106,8 @@ class Server:
         elif what == "role":
             said = await self._new_role_keys()
         elif what == "state":
-            said = {"counts": self.counts, "log": self.log, "tenths": list(self.timeline.tenths)}
+            faults = [{"kind": fault.kind, "done": fault.done} for fault in self.faults]
+            said = {"counts": self.counts, "log": self.log, "tenths": list(self.timeline.tenths), "faults": faults}
         else:
             self._set(what, json.loads(request.body))
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(said).encode())

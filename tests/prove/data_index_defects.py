@@ -156,22 +156,17 @@ def refused_in_silence() -> Mend:
 
 def last_member_wins() -> Mend:
     """Of two members of a name the last one is taken."""
-    import data.shards
+    from data import index_file, index_shard, shards
+    from data.formats.stored import FORMATS
 
-    def make(parse: Any) -> Any:
-        from data.formats.stored import FORMATS
+    def planted(stored: bytes, format_name: str = "triptych") -> Any:
+        found, key = {}, ""
+        for member in shards._members(lambda offset, length: stored[offset : offset + length], len(stored), True):
+            key, found[member.suffix] = member.key, stored[member.data : member.data + member.size]
+        return FORMATS[format_name].read(key, found)
 
-        def planted(data_: bytes, format_name: str = "triptych") -> Any:
-            found, key = {}, ""
-            for member in data.shards._members(lambda o, n: data_[o : o + n], len(data_), ranged=True):
-                key, found[member.suffix] = member.key, data_[member.data : member.data + member.size]
-            return FORMATS[format_name].read(key, found)
-
-        return planted
-
-    import data.index_shard
-
-    return replace_name(data.index_shard, "parse_sample", make)
+    mends = [replace_name(place, "parse_sample", lambda _: planted) for place in (index_shard, index_file)]
+    return lambda: [mend() for mend in mends] and None
 
 
 def keys_may_come_back() -> Mend:
