@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cache_file import HEADER_BYTES
+from data.cache_file import HEADER_BYTES, Use
 from data.decode_cache import DecodeCache, frame_key
 from data.types import Bytes
 
@@ -25,6 +25,14 @@ def key_of(number: int) -> str:
 
 def frames_of(number: int, shape: tuple[int, ...] = SHAPE) -> Bytes:
     return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def put(cache: DecodeCache, number: int, use: Use | None = None) -> None:
+    cache.put(key_of(number), frames_of(number), "decord", use)
+
+
+def stored(folder: Path, numbers: range) -> set[int]:
+    return {number for number in numbers if (folder / key_of(number)[:2] / f"{key_of(number)}.clip").exists()}
 
 
 def hammer(folder: Path, max_bytes: int, items: int, seconds: float, seed: int) -> None:
