@@ -23,7 +23,7 @@ from data.encode import TEMPLATE_DIGEST
 from data.formats.stored import FORMATS, OURS
 from data.index_file import COLUMNS, KINDS, VERSION, ShardInfo
 from data.shards import StoredSample
-from data.store_config import OssConfig
+from data.store_config import LimiterConfig, OssConfig
 from data.types import MediaSize, RawSample
 
 _MOST_UNMAPPED = 100  # names come from the data, which may have any number of them
@@ -45,6 +45,19 @@ class IndexSettings:
     decode_pictures: bool = False
     skip_damaged: bool = False
     oss: OssConfig | None = None
+    """How the source is reached, if it is at `oss://`."""
+
+    def to_json(self) -> str:
+        """For another process; it holds no secret."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "IndexSettings":
+        """Inverse of `to_json`."""
+        fields = json.loads(text)
+        if (oss := fields.pop("oss")) is not None:
+            oss = OssConfig(**oss | {"limiter": LimiterConfig(**oss["limiter"])})
+        return IndexSettings(**fields, oss=oss)
 
     @property
     def meta(self) -> dict[str, Any]:

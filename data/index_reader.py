@@ -67,7 +67,7 @@ def make_parts(settings: IndexSettings, shards: Sequence[StoredObject], readers:
 
 
 def _start(settings: IndexSettings) -> "subprocess.Popen[bytes]":
-    return start_child("data.index_reader", json.dumps(asdict(settings)))
+    return start_child("data.index_reader", settings.to_json())
 
 
 def _ask(child: "subprocess.Popen[bytes]", shard: StoredObject) -> int:
@@ -101,7 +101,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = keep_stdout()
     indexer = None
-    settings = IndexSettings(**json.loads(sys.argv[1]))
+    settings = IndexSettings.from_json(sys.argv[1])
     try:
         for line in sys.stdin.buffer:
             try:
