@@ -27,6 +27,7 @@ from data.types import MediaSize, RawSample
 # Raise it also when other sizes are measured: 2 turns pictures as EXIF says and opens more formats. 3 knows the format
 # of the shards and their etags, and leaves out samples with a member that no part shows.
 VERSION = 3
+RUN_BYTES = 32 << 20  # of one request
 KINDS = ("image", "video")
 COLUMNS = {
     "shard": "<u4",  # (N,) number of the shard in index.json
@@ -105,6 +106,32 @@ class Index:
             f"{self.where(i)} was indexed as {nbytes} bytes with CRC32C {expected:08x}, but read as {found[0]}, "
             f"then {found[1]}; restore the shard, or index it again if it was meant to change"
         )
+
+    def run_from(self, i: int, most: int) -> int:
+        """How many samples from i on lie side by side in their shard, at most `most` and RUN_BYTES."""
+        columns = self.columns
+        count, nbytes = 1, int(columns["nbytes"][i])
+        while count < most and i + count < len(self):
+            last = i + count - 1
+            beside = columns["offset"][last] + columns["nbytes"][last] == columns["offset"][last + 1]
+            nbytes += int(columns["nbytes"][last + 1])
+            if not beside or columns["shard"][last] != columns["shard"][last + 1] or nbytes > RUN_BYTES:
+                break
+            count += 1
+        return count
+
+    def read_run(self, i: int, count: int) -> list[RawSample]:
+        """Samples from i on that `run_from` says lie side by side, parsed: one request for all of them."""
+        ends = np.cumsum(self.columns["nbytes"][i : i + count], dtype=np.int64).tolist()
+        shard = self.shards[self.columns["shard"][i]]
+        data = self.store.read_range(shard.name, int(self.columns["offset"][i]), ends[-1], shard.etag)
+        found = []
+        for number, start, end in zip(range(i, i + count), [0, *ends], ends, strict=False):
+            part = data[start:end]
+            if google_crc32c.value(part) != self.columns["crc32c"][number]:
+                part = self.read_bytes(number)  # fetches it again, and knows what to say
+            found.append(parse_sample(part, self.meta["format"]))
+        return found
 
     def read_raw(self, i: int) -> RawSample:
         """Sample i, parsed."""

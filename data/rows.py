@@ -1,6 +1,6 @@
 """Rows as they are trained on: read, checked, decoded, packed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -113,10 +113,11 @@ class RowReader:
         encoded: list[EncodedSample] = []
         records: list[dict[str, Any]] = []
         place = 0
+        stored = self._stored(row.samples)
         for source_id, index in row.samples:
             number = source_id, index
             begin(number)
-            raw, sizes, sample = self._encode(source_id, index, row.caps.get(number))
+            raw, sizes, sample = self._encode(next(stored), source_id, index, row.caps.get(number))
             end = place + int(sample.grids.prod(axis=1).sum())
             if end > row.num_patches:
                 raise MismatchError(f"sample {index} of source {source_id} has more patches than its row has left")
@@ -149,11 +150,28 @@ class RowReader:
         """End the decoder's process."""
         self._patches.close()
 
-    def _encode(self, source_id: int, index: int, cap: int | None) -> tuple[RawSample, list[MediaSize], EncodedSample]:
+    def _stored(self, samples: Sequence[tuple[int, int]]) -> Iterator[RawSample]:
+        """Each sample as it is stored, when it is asked for; those that lie side by side come by one request."""
+        place = 0
+        while place < len(samples):
+            source_id, index = samples[place]
+            opened = self._indexes[source_id]
+            following = 1
+            while samples[place + following : place + following + 1] == ((source_id, index + following),):
+                following += 1
+            if isinstance(opened, TextIndex):
+                found = [RawSample(key=str(index + n), content={}, media={}) for n in range(following)]
+            else:
+                found = opened.read_run(index, opened.run_from(index, following))
+            yield from found
+            place += len(found)
+
+    def _encode(
+        self, raw: RawSample, source_id: int, index: int, cap: int | None
+    ) -> tuple[RawSample, list[MediaSize], EncodedSample]:
         opened = self._indexes[source_id]
         if isinstance(opened, TextIndex):
-            return RawSample(key=str(index), content={}, media={}), [], opened.encode(index, self._tokenizer.vocab_size)
-        raw = opened.read_raw(index)
+            return raw, [], opened.encode(index, self._tokenizer.vocab_size)
         sizes = opened.media_sizes(index)
         image, video = capped(self._config.image, self._config.video, cap)
         return raw, sizes, encode_sample(raw.content, sizes, self._tokenizer, image, video)

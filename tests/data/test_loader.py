@@ -218,3 +218,55 @@ def test_ranks_that_do_not_fit_are_refused(make_source: Make, make_config: Make,
     for rank, size in ((1, 1), (0, 3), (-1, 2)):
         with pytest.raises(ValueError, match="rows_per_step 4"):
             Loader(config, plan, InThread(reader), rank, size, Cursor(), lambda _: None)
+
+
+def test_runs_of_samples_are_read_by_one_request(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
+    folder = make_source(clips=False)
+    alone, in_runs = (
+        requests_a_sample(make_config(folder, run_length=length, tokens_per_row=1600, patches_per_row=4000), tokenizer)
+        for length in (1, 5)
+    )
+    assert in_runs < 0.5 * alone <= 0.5
+
+
+def requests_a_sample(config: DataConfig, tokenizer: Tokenizer) -> float:
+    """Of a step, whose rows hold what the samples hold when they are read one by one."""
+    plan, reader = open_run(config, tokenizer)
+    asked = 0
+    for row in plan.step(Cursor()).rows:
+        packed, _ = reader.read(row)
+        asked += len(row.samples)
+        for number, start, length in zip(
+            packed.sample_ids.tolist(),
+            (packed.segment_lengths.cumsum() - packed.segment_lengths).tolist(),
+            packed.segment_lengths.tolist(),
+            strict=True,
+        ):
+            index = open_indexes(config)[0]
+            alone = encode_sample(
+                index.read_raw(number).content, index.media_sizes(number), tokenizer, config.image, config.video
+            )
+            assert packed.tokens[start : start + length].tolist() == alone.tokens.tolist()
+    requests = reader.stats().store.requests
+    reader.close()
+    return requests / asked
+
+
+def test_a_flipped_bit_in_a_run_is_fetched_again_for_its_sample_alone(
+    make_source: Make, make_config: Make, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index(make_source(clips=False))
+    count = index.run_from(0, 4)
+    whole = [index.read_raw(i) for i in range(count)]
+    read, ranges = index.store.read_range, []
+
+    def flip_once(name: str, offset: int, length: int, etag: str | None = None) -> bytes:
+        ranges.append(length)
+        data = bytearray(read(name, offset, length, etag))
+        if len(ranges) == 1:
+            data[int(index.columns["nbytes"][0]) + 600] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(index.store, "read_range", flip_once)
+    assert count == 4 and index.read_run(0, count) == whole
+    assert ranges == [int(index.columns["nbytes"][:4].sum()), int(index.columns["nbytes"][1])]
