@@ -8,6 +8,7 @@ from tests.prove import (
     data_defects,
     data_index_defects,
     data_oss_defects,
+    data_plan_defects,
     data_video_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
@@ -83,7 +84,8 @@ _OF_PARALLEL = tuple(
     )
 )
 _OF_DATA = tuple(
-    topic.PLANTS for topic in (data_oss_defects, data_index_defects, data_video_defects, data_chat_defects)
+    topic.PLANTS
+    for topic in (data_oss_defects, data_index_defects, data_plan_defects, data_video_defects, data_chat_defects)
 )
 PLANTS |= {
     name: Plant(apply=apply, cases=cases, proof=proof)

@@ -1,0 +1,52 @@
+"""The plan (item 5): what it costs, what it holds, and what it must never do."""
+
+from tests.harness.plan_measures import plan_faults, plan_ten_million, shrunk_over_budget, token_share_off
+from tests.prove.case import Case, Cell
+from tests.prove.context import Context
+
+LARGE = {
+    "ready_seconds": ("10 million samples: from an index to the first step after a jump", 5.0, "s"),
+    "seconds_a_million": ("10 million samples: a core's time for a million planned", 1.0, "s"),
+    "empty": ("10 million samples: room of rows left empty", 0.01, "of their tokens"),
+    "cursor_bytes": ("cursor", 1024, "bytes"),
+}
+FAULTS = ("missing or twice", "rows over a budget", "shares missed", "steps that differ")
+RUN_LENGTHS = (1, 16)
+
+
+def cases() -> dict[str, Case]:
+    """Every case by its key."""
+    found = {"plan/large": Case(item=5, names=tuple(name for name, _, _ in LARGE.values()), run=_large)}
+    for length in RUN_LENGTHS:
+        found[f"plan/runs of {length}"] = _epochs(length)
+    names = ("weights of tokens: share missed in a window", "shrunk samples: over a budget")
+    found["plan/lengths"] = Case(item=5, names=names, run=_lengths)
+    return found
+
+
+def _large(context: Context) -> list[Cell]:
+    measured = context.run(1, plan_ten_million)[0]
+    return [
+        Cell(name=name, measured=getattr(measured, key), limit=limit, unit=unit)
+        for key, (name, limit, unit) in LARGE.items()
+    ]
+
+
+def _epochs(length: int) -> Case:
+    names = tuple(f"3 epochs, runs of {length}: {fault}" for fault in FAULTS)
+
+    def run(context: Context) -> list[Cell]:
+        found = context.run(1, plan_faults, run_length=length)[0]
+        return [
+            Cell(name=name, measured=found[fault], limit=0, unit="") for name, fault in zip(names, FAULTS, strict=True)
+        ]
+
+    return Case(item=5, names=names, run=run)
+
+
+def _lengths(context: Context) -> list[Cell]:
+    first, second = "weights of tokens: share missed in a window", "shrunk samples: over a budget"
+    return [
+        Cell(name=first, measured=context.run(1, token_share_off)[0], limit=0.01, unit="of the tokens"),
+        Cell(name=second, measured=context.run(1, shrunk_over_budget)[0], limit=0, unit="samples and rows"),
+    ]

@@ -1,0 +1,83 @@
+"""Defects for tests/prove/data_plan.py. Each breaks this process and returns how to mend it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.prove.planting import Mend, replace_name
+
+
+def drawn_anew() -> Mend:
+    """Samples are drawn at random, as a loader without an order does."""
+    import data.plan
+
+    def make(_: Any) -> Any:
+        def planted(seed: int, name: str, size: int, start: int, count: int, run_length: int = 1) -> Any:
+            return np.random.default_rng([seed, start]).integers(0, size, count)
+
+        return planted
+
+    return replace_name(data.plan, "endless_order", make)
+
+
+def patches_uncounted() -> Mend:
+    """Rows are packed by tokens alone."""
+    import data.plan
+
+    def make(pack: Any) -> Any:
+        return lambda tokens, patches, most_tokens, _: pack(tokens, np.zeros_like(patches), most_tokens, 0)
+
+    return replace_name(data.plan, "pack", make)
+
+
+def tokens_as_samples() -> Mend:
+    """Weights of tokens are taken for weights of samples."""
+    import data.plan
+
+    def make(window_shares: Any) -> Any:
+        return lambda config, tokens: window_shares(config, [np.ones(1, dtype=np.int64) for _ in tokens])
+
+    return replace_name(data.plan, "window_shares", make)
+
+
+def first_fit() -> Mend:
+    """Samples go into rows in their order, each row closed when the next one does not fit."""
+    import data.plan
+
+    def make(_: Any) -> Any:
+        def planted(tokens: Any, patches: Any, most_tokens: int, most_patches: int) -> Any:
+            rows, row, left, room = [], 0, most_tokens, most_patches
+            for token, patch in zip(tokens.tolist(), patches.tolist(), strict=True):
+                if token > left or patch > room:
+                    row, left, room = row + 1, most_tokens, most_patches
+                left, room = left - token, room - patch
+                rows.append(row)
+            return np.array(rows)
+
+        return planted
+
+    return replace_name(data.plan, "pack", make)
+
+
+def left_too_long() -> Mend:
+    """What had to be shrunk keeps its length in the plan."""
+    import data.lengths
+
+    def make(fitting_cap: Any) -> Any:
+        def planted(config: Any, sizes: Any, text: int) -> Any:
+            found = fitting_cap(config, sizes, text)
+            return None if found is None else (found[0], found[1] + 4000, found[2] + 4000)
+
+        return planted
+
+    return replace_name(data.lengths, "_fitting_cap", make)
+
+
+PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
+    "plan_drawn_anew": (drawn_anew, ("plan/runs of 1",)),
+    "plan_patches_uncounted": (patches_uncounted, ("plan/runs of 16",)),
+    "plan_tokens_as_samples": (tokens_as_samples, ("plan/lengths",)),
+    "plan_first_fit": (first_fit, ("plan/large",)),
+    "plan_left_too_long": (left_too_long, ("plan/lengths",)),
+}
