@@ -28,7 +28,7 @@ Ended = tuple[tuple[int, int], Result]
 START_SECONDS = 120.0  # imports from a cold network file system
 STARTS_IN_VAIN = 3
 DEATHS = 2
-"""Workers that may die over one sample before it counts as bad: the first death may have had another cause."""
+"""Workers that die over one sample, one after the other, before it counts as bad: one may have had another cause."""
 
 
 class Readers(Protocol):
@@ -190,6 +190,9 @@ class Workers:
         elif kind == "at":
             worker.sample = said[0]
         elif kind == "done":
+            assert worker.task is not None
+            for sample in worker.task.row.samples:
+                self._deaths.pop(sample, None)  # whatever ended a worker over it before, it was not the sample
             worker.task, worker.stats = None, said[2]
             ended.append((said[0], (payload, said[1])))
         elif said[0] is None:  # it could not even begin

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig, ImageConfig, SourceConfig
-from data.lengths import sample_lengths
+from data.encode import media_grid
+from data.lengths import capped, sample_lengths, source_lengths
 from data.plan import Cursor, Plan, assign_rows
 from data.types import MediaSize
 
@@ -18,10 +19,10 @@ ROW_TOKENS, ROW_PATCHES = 32768, 131072
 class LengthsAlone:
     """An index of random captions and pictures, log-normal as in web data, without shards."""
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, pictures: float = 0.7) -> None:
         generator = np.random.default_rng(seed)
         text = np.minimum(3000, generator.lognormal(4.5, 1.0, size).astype(np.uint32)) + 1
-        pictured = generator.random(size) < 0.7
+        pictured = generator.random(size) < pictures
         sides = generator.integers(200, 1200, (2, int(pictured.sum()))).astype(np.uint32)
         self.digest = f"{size} {seed}"
         self.columns: dict[str, Any] = {
@@ -104,7 +105,7 @@ def plan_faults(run_length: int) -> dict[str, float]:
     """Three epochs of two small sources: samples missing or twice, budgets passed, shares missed, steps that differ."""
     sizes = (20_011, 5_003)
     indexes = [LengthsAlone(size, seed) for seed, size in enumerate(sizes)]
-    small = config(window=4096, rows_per_step=8, run_length=run_length)
+    small = config(window=4096, rows_per_step=8, run_length=run_length, patches_per_row=65536)  # pictures fill rows
     plan = Plan(small, indexes)
     lengths = [sample_lengths(index, small.image, small.video) for index in indexes]  # type: ignore[arg-type]
     seen: list[list[int]] = [[], []]
@@ -141,14 +142,16 @@ def plan_faults(run_length: int) -> dict[str, float]:
 
 def token_share_off() -> float:
     """How far a window's share of tokens is from its weight, where weights are of tokens."""
-    plan = Plan(config(window=16384, weights_are="tokens"), [LengthsAlone(50_000, 0), LengthsAlone(30_000, 5)])
+    plan = Plan(
+        config(window=16384, weights_are="tokens"), [LengthsAlone(50_000, 0), LengthsAlone(30_000, 5, pictures=0.1)]
+    )
     samples = plan.window_samples(3)
     tokens = [sum(plan.num_tokens(n, i) for i in samples[samples[:, 0] == n, 1].tolist()) for n in range(2)]
     return abs(tokens[0] / sum(tokens) - 0.8)
 
 
 def shrunk_over_budget() -> float:
-    """Samples above a small row's budgets after they were shrunk to fit it, of a source in which many are above."""
+    """Samples that do not fit a small row, or are not as long as planned, after the loader's rule shrank them."""
     small = config(
         tokens_per_row=3200,
         patches_per_row=1600,
@@ -163,7 +166,12 @@ def shrunk_over_budget() -> float:
     plan = Plan(small, [index])
     found = [plan.num_tokens(0, i) for i in range(len(index))]
     assert (whole > 400).sum() > 100, "nothing had to be shrunk"
-    cursor, over = Cursor(), sum(length > small.tokens_per_row for length in found)
+    over = sum(length > small.tokens_per_row for length in found)
+    caps = source_lengths(small, 0, index).caps  # type: ignore[arg-type]
+    for i, cap in caps.items():
+        grids = [media_grid(size, *capped(small.image, small.video, cap)) for size in index.media_sizes(i)]
+        over += int(index.columns["num_text_tokens"][i]) + sum(grid.num_tokens for grid in grids) != found[i]
+    cursor = Cursor()
     for _ in range(20):
         step = plan.step(cursor)
         over += sum(row.num_patches > small.patches_per_row for row in step.rows)

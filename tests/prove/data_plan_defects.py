@@ -60,14 +60,14 @@ def first_fit() -> Mend:
     return replace_name(data.plan, "pack", make)
 
 
-def left_too_long() -> Mend:
-    """What had to be shrunk keeps its length in the plan."""
+def shrunk_by_half() -> Mend:
+    """The loader shrinks pictures less than the plan counts on."""
     import data.lengths
 
     def make(fitting_cap: Any) -> Any:
         def planted(config: Any, sizes: Any, text: int) -> Any:
             found = fitting_cap(config, sizes, text)
-            return None if found is None else (found[0], found[1] + 4000, found[2] + 4000)
+            return None if found is None else (2 * found[0], *found[1:])
 
         return planted
 
@@ -79,5 +79,5 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "plan_patches_uncounted": (patches_uncounted, ("plan/runs of 16",)),
     "plan_tokens_as_samples": (tokens_as_samples, ("plan/lengths",)),
     "plan_first_fit": (first_fit, ("plan/large",)),
-    "plan_left_too_long": (left_too_long, ("plan/lengths",)),
+    "plan_shrunk_by_half": (shrunk_by_half, ("plan/lengths",)),
 }

@@ -7,6 +7,7 @@ from tests.prove import (
     data_chat_defects,
     data_defects,
     data_index_defects,
+    data_loader_defects,
     data_oss_defects,
     data_plan_defects,
     data_video_defects,
@@ -85,7 +86,14 @@ _OF_PARALLEL = tuple(
 )
 _OF_DATA = tuple(
     topic.PLANTS
-    for topic in (data_oss_defects, data_index_defects, data_plan_defects, data_video_defects, data_chat_defects)
+    for topic in (
+        data_oss_defects,
+        data_index_defects,
+        data_plan_defects,
+        data_loader_defects,
+        data_video_defects,
+        data_chat_defects,
+    )
 )
 PLANTS |= {
     name: Plant(apply=apply, cases=cases, proof=proof)

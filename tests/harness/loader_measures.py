@@ -1,0 +1,143 @@
+"""What a loader with worker processes gives, keeps and leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.loader import Loader
+from data.plan import Cursor, Plan, assign_rows
+from data.pool import InThread, Workers
+from data.rows import build_reader, open_indexes
+from data.tokenizer import load_tokenizer
+from data.types import PackedRow
+from tests.harness.runs import data_config, make_data
+
+_ARRAYS = ("tokens", "targets", "positions", "segment_lengths", "grids", "visual_index", "patches", "sample_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """Steps read by workers of which one was killed every few steps."""
+
+    lost: int
+    """Samples of the plan that did not come, or not in their place."""
+    repeated: int
+    """Samples that came though they were not due."""
+    differing: int
+    """Rows with another bit than those that one thread reads."""
+    workers: int
+    """That were killed."""
+
+
+def killed_workers(steps: int, every: int) -> Killed:
+    """Kill a worker after every so many steps."""
+    with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
+        config = replace(data_config(make_data(Path(folder))), workers=2)
+        plan = Plan(config, open_indexes(config))
+        workers = Workers(config)
+        loader = Loader(config, plan, workers, 0, 1, Cursor(), lambda _: None)
+        reader = InThread(build_reader(config, load_tokenizer(config.tokenizer)))
+        alone = Loader(config, plan, reader, 0, 1, Cursor(), lambda _: None)
+        lost = repeated = differing = 0
+        try:
+            for number in range(steps):
+                if number % every == every - 1:
+                    workers._workers[number // every % 2].process.kill()
+                step, rows = loader.next_step()
+                for row, other in zip(rows, alone.next_step()[1], strict=True):
+                    differing += not _same(row, other)
+                due = [i for n in assign_rows(step.rows, 1)[0] for _, i in step.rows[n].samples]
+                came = [i for row in rows for i in row.sample_ids.tolist()]
+                lost += sum(one != two for one, two in zip(due, came, strict=False)) + max(0, len(due) - len(came))
+                repeated += max(0, len(came) - len(due))
+            return Killed(lost=lost, repeated=repeated, differing=differing, workers=loader.stats().workers_replaced)
+        finally:
+            loader.close()
+            alone.close()
+
+
+def _same(one: PackedRow, other: PackedRow) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in _ARRAYS)
+
+
+def memory_growth(steps: int, settled: int) -> float:
+    """Megabytes that trainer and workers together hold more after `steps` steps than after `settled`."""
+    with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
+        config = replace(data_config(make_data(Path(folder))), workers=2)
+        workers = Workers(config)
+        loader = Loader(config, Plan(config, open_indexes(config)), workers, 0, 1, Cursor(), lambda _: None)
+        pids = [os.getpid(), *(worker.process.pid for worker in workers._workers)]
+        try:
+            for _ in range(settled):
+                loader.next_step()
+            before = sum(map(_resident, pids))
+            for _ in range(steps - settled):
+                loader.next_step()
+            return (sum(map(_resident, pids)) - before) / 2**20
+        finally:
+            loader.close()
+
+
+def _resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+_TRAINER = """
+import sys
+from pathlib import Path
+from tests.harness.loader_measures import read_for_ever
+read_for_ever(Path(sys.argv[1]))
+"""
+
+
+def read_for_ever(folder: Path) -> None:
+    """A trainer of which the loader is all there is; says so once it has its first step."""
+    config = replace(data_config(folder), workers=2)
+    loader = Loader(config, Plan(config, open_indexes(config)), Workers(config), 0, 1, Cursor(), lambda _: None)
+    loader.next_step()
+    print("reading", flush=True)
+    while True:
+        loader.next_step()
+
+
+def left_behind() -> dict[str, int]:
+    """After SIGKILL of a trainer: its processes that live on for 5 s, and new files in shared memory."""
+    with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
+        data = make_data(Path(folder))
+        before = set(Path("/dev/shm").iterdir())
+        trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, str(data)], stdout=subprocess.PIPE)
+        assert trainer.stdout is not None
+        assert any(line == b"reading\n" for line in trainer.stdout), "it ended before its first step"
+        family = _descendants(trainer.pid)
+        trainer.send_signal(signal.SIGKILL)
+        trainer.wait()
+        trainer.stdout.close()
+        deadline = time.monotonic() + 5.0
+        while _alive(family) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(family) >= 2, family
+        return {"processes": _alive(family), "files": len(set(Path("/dev/shm").iterdir()) - before)}
+
+
+def _alive(pids: list[int]) -> int:
+    return sum(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found += [int(path.parent.name), *_descendants(int(path.parent.name))]
+    return found
