@@ -42,7 +42,13 @@ def resume_after_kills(folder: Path) -> Resumed:
     command += ["--tokenizer", str(folder / "tokenizer"), "--output", str(broken)]
     kills = 0
     for parts, how in ((1, signal.SIGKILL), (5, signal.SIGINT), (9, signal.SIGKILL)):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
+        )
         deadline = time.monotonic() + 60
         while _parts(broken) < parts and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)

@@ -93,7 +93,7 @@ def test_a_closed_pipe_ends_a_command_quietly(command: list[str], words: RunConf
         (["EMPTY"], "holds neither checkpoints nor a config.json"),
         (["RUN", "--image", "gone.png"], "gone.png: no such file"),
         (["RUN", "--image", "broken.png"], "broken.png: "),
-        (["RUN", "--video", "broken.mp4"], "broken.mp4: clip cannot be decoded"),
+        (["RUN", "--video", "broken.mp4"], "broken.mp4: clip of 700 bytes cannot be decoded"),
         (["RUN", "--image", "clip.mp4"], "clip.mp4: not a "),
         (["WORDS", "--image", "one.png"], "one.png: this model has no vision tower"),
         (["RUN", "--prompt", "left " * 300], "show fewer or smaller pictures"),

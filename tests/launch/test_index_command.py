@@ -119,7 +119,14 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     make_source(tmp_path, shards=12, samples_per_shard=100)
     command = [sys.executable, "-m", "launch.cli", "index", str(tmp_path / "source"), "--readers", "1"]
     command += ["--tokenizer", str(tmp_path / "tokenizer")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("source/index/parts/*.part")) and time.monotonic() < deadline:
         time.sleep(0.005)
