@@ -99,8 +99,9 @@ class Watch:
 
         Enter it when all ranks have joined: it lets nothing begin before this rank can see where its neighbours are.
         """
-        self._ring()
-        self._met.wait(self._timeout)
+        if self._thread.is_alive():
+            self._ring()
+            self._met.wait(self._timeout)
         try:
             yield
         except BaseException as error:
