@@ -131,8 +131,8 @@ def wrongly_recorded(folder: Path, data: Path) -> tuple[int, int]:
     bad = {row.samples for step in steps[:2] for row in step.rows}
 
     def make(read: Any) -> Any:
-        def planted(self: Any, row: RowPlan) -> Any:
-            packed, records = read(self, row)
+        def planted(self: Any, row: RowPlan, *rest: Any) -> Any:
+            packed, records = read(self, row, *rest)
             return (replace(packed, patches=packed.patches * np.nan) if row.samples in bad else packed), records
 
         return planted
