@@ -75,12 +75,6 @@ class Timing:
         """Median over the pairs of second / first."""
         return statistics.median(second / first for first, second in self.wall)
 
-    @property
-    def fastest(self) -> float:
-        """The fastest second / the fastest first. Other jobs slow down the busier way more, as they leave an unbalanced
-        one's idle processor alone; what they add is least in here."""
-        return min(second for _, second in self.wall) / min(first for first, _ in self.wall)
-
 
 def busiest_ratio(timings: list[Timing]) -> float:
     """Processor seconds of the busiest rank, second way / first way, each rank by its median.
