@@ -5,6 +5,7 @@ inside. The domain is less than 4 times `size`, so the walk takes under 4 rounds
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +17,22 @@ ROUNDS = 6
 
 def permute(places: Int64, size: int, key: bytes) -> Int64:
     """Sample numbers at `places` (each in [0, size)) of the order that `key` names. A bijection of [0, size)."""
-    assert 0 < size < 1 << 62 and places.min(initial=0) >= 0 and places.max(initial=0) < size, size
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = _round_keys(key)
-    values = _network(places.astype(np.uint64), half, keys)
-    outside = np.flatnonzero(values >= size)
-    while outside.size:
-        values[outside] = _network(values[outside], half, keys)
-        outside = outside[values[outside] >= size]
-    return values.astype(np.int64)
+    return _walk(_network, places, size, key)
 
 
 def place_of(samples: Int64, size: int, key: bytes) -> Int64:
     """Inverse of `permute`: where in the order each sample comes."""
+    return _walk(_network_back, samples, size, key)
+
+
+def _walk(network: Callable[..., NDArray[np.uint64]], numbers: Int64, size: int, key: bytes) -> Int64:
+    assert 0 < size < 1 << 62 and numbers.min(initial=0) >= 0 and numbers.max(initial=0) < size, size
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = _round_keys(key)
-    values = _network_back(samples.astype(np.uint64), half, keys)
+    values = network(numbers.astype(np.uint64), half, keys)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        values[outside] = _network_back(values[outside], half, keys)
+        values[outside] = network(values[outside], half, keys)
         outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
