@@ -15,6 +15,7 @@ from tests.harness.watch import bytes_kept_by_tower, watch_step
 from tests.prove import measures
 from tests.prove.case import Case, Cell
 from tests.prove.context import LAYOUTS, Context
+from train.batches import Counts
 
 LIMIT = 1e-5
 
@@ -102,7 +103,7 @@ def _messages(layout: str) -> Case:
         received = [message for rank in watched for message in rank.messages if message.kind == "recv"]
         due = 2 * microbatches * (parallel.pipeline - 1) * parallel.tensor * (size // replica_ranks)
         integers = [[m for m in w.messages if m.kind == "broadcast" and m.is_integer] for w in watched]
-        tables = [sum(m.numel == microbatches * 6 for m in found) for found in integers]
+        tables = [sum(m.numel == microbatches * len(Counts._fields) for m in found) for found in integers]
         announced = int(replica_ranks > 1)
         beyond = [
             abs(seen.row - -(-seen.samples // multiple) * multiple) + abs(seen.row - seen.hidden * multiple)
