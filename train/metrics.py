@@ -72,9 +72,7 @@ class Metrics:
             "skipped": report.skipped,
             "rows": report.plan.digest(),
         }
-        # Of a step without anything to learn nothing was computed.
-        worked = not (report.skipped and math.isnan(report.loss) and report.grad_norm == 0.0)
-        flops = step_flops(self._model, self._stage.trainable, report.work) if worked else 0
+        flops = step_flops(self._model, self._stage.trainable, report.work) if report.computed else 0
         flops_per_second = flops / seconds
         row["flops_per_second"] = flops_per_second
         row |= self._spreads(report.plan)

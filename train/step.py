@@ -50,6 +50,8 @@ class StepReport:
     bad: int
     """Samples that could not be decoded."""
     work: Work
+    computed: bool
+    """Whether forward and backward ran; they do not where there is nothing to learn."""
     skipped: str | None
     """Why the optimizer was left untouched, if it was."""
     plan: StepPlan
@@ -70,7 +72,8 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
 
     loss, grad_norm = math.nan, 0.0
     skipped = _nothing_to_learn(targets, work, parts.stage)
-    if not skipped:
+    computed = skipped is None
+    if computed:
         loss = forward_backward(parts, announced, targets)
         if math.isfinite(loss):  # the same number everywhere: every rank comes here or none
             parts.schedule.board.tell("reduce")
@@ -96,6 +99,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
         samples=samples,
         bad=bad,
         work=work,
+        computed=computed,
         skipped=skipped,
         plan=plan,
         data_seconds=data_seconds,

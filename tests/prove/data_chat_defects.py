@@ -3,22 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from tests.prove.data_defects import label_mask_encoded
 from tests.prove.data_page_defects import PAGE_PLANTS
 from tests.prove.planting import Mend, replace_name
-
-
-def mask_shifted() -> Mend:
-    """What is learnt lies one place too far left."""
-    from data.encode import _Writer
-
-    def make(finish: Any) -> Any:
-        def planted(self: Any) -> Any:
-            self.supervised = [*self.supervised[1:], False]
-            return finish(self)
-
-        return planted
-
-    return replace_name(_Writer, "finish", make)
 
 
 def targets_not_shifted() -> Mend:
@@ -221,7 +208,7 @@ def control_tokens_in_text() -> Mend:
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     f"chat_{apply.__name__}": (apply, tuple(f"chat/{case}" for case in cases))
     for apply, *cases in (
-        (mask_shifted, "question_answering"),
+        (label_mask_encoded, "question_answering"),
         (targets_not_shifted, "random"),
         (results_learnt, "agent", "random"),
         (result_keyword_not_learnt, "agent"),

@@ -24,6 +24,7 @@ REPORT = StepReport(
     samples=12,
     bad=1,
     work=WORK,
+    computed=True,
     skipped=None,
     plan=StepPlan(rows=(), next_cursor=Cursor()),
     data_seconds=0.0,
@@ -89,3 +90,13 @@ def test_mfu_is_a_share_of_what_it_is_given(tmp_path: Path) -> None:
     (line,) = lines(tmp_path)
     flops = step_flops(run.model, run.stage.trainable, WORK)
     assert line["mfu"] == pytest.approx(flops / line["step_seconds"] / 1e12)
+
+
+def test_a_step_with_nothing_to_learn_counts_no_flops(tmp_path: Path) -> None:
+    metrics = Metrics(tiny_run(tmp_path), 1e12, from_step=0, from_progress=0.0)
+    metrics.record(TrainState(step=1), REPORT, progress=0.1)
+    empty = replace(REPORT, loss=math.nan, grad_norm=0.0, computed=False, skipped="no token is supervised")
+    metrics.record(TrainState(step=2), empty, progress=0.2)
+    metrics.close()
+    done, left_out = lines(tmp_path)
+    assert done["flops_per_second"] > 0 and (left_out["flops_per_second"], left_out["mfu"]) == (0, 0)
