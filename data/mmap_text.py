@@ -26,6 +26,7 @@ _HEAD = struct.Struct("<QBQQ")  # version, dtype code, sequences, document bound
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _LARGEST_UINT16 = 65500  # vocabulary from which megatron-core takes int32
 _PROGRESS = 1000
+LONGEST_DOCUMENT = 2**31  # tokens; none has more
 
 
 def is_text(path: str) -> bool:

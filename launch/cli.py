@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.checkout import check_checkout
-from launch.cli_data import add_index, add_pack, at_least_one
+from launch.cli_data import add_index, add_pack, add_source, at_least_one, reach
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add_index(commands.add_parser("index", help="index a folder of shards, once before training on it"))
 
     inspect = commands.add_parser("inspect", help="what a source of samples holds")
-    inspect.add_argument("source", type=Path, help="indexed folder of shards")
+    add_source(inspect, "indexed folder of shards, oss://BUCKET/PREFIX, or PREFIX of token files")
+    inspect.add_argument("--index", type=Path, help="folder of the index; default: SOURCE/index")
     inspect.add_argument("--sample", type=int, help="show this sample as well")
     inspect.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
     inspect.add_argument("--samples", type=at_least_one, default=12, help="on the page, taken evenly; default: 12")
@@ -204,17 +205,18 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from launch.look import sample_lines, source_lines
+    from launch.look import open_named, sample_lines, source_lines
     from train.resolve import compose
 
     data = compose(options.config_name).data if options.config_name else None
-    _tell(source_lines(options.source))
+    index = open_named(options.source, options.index, data, reach(options, data.oss if data else None))
+    _tell(source_lines(options.source, index))
     if options.sample is not None:
-        _tell(sample_lines(options.source, options.sample, data))
+        _tell(sample_lines(index, options.sample, data))
     if options.html is not None:
         from launch.page import write_page
 
-        write_page(options.html, options.source, data, options.samples)
+        write_page(options.html, options.source, index, data, options.samples)
         print(f"wrote {options.html}")
     return 0
 

@@ -1,22 +1,17 @@
-"""Arguments of the commands that make sources: `triptych index` and `triptych pack`."""
+"""Arguments of the commands that make sources, `triptych index` and `triptych pack`, and of those that read one."""
 
 import argparse
 from pathlib import Path
 
+from data.store_config import OssConfig
+
 
 def add_index(parser: argparse.ArgumentParser) -> None:
     """Of `triptych index`."""
-    parser.add_argument("source", help="folder of *.tar, oss://BUCKET/PREFIX, or FILE.jsonl with a text a line")
+    add_source(parser, "folder of *.tar, oss://BUCKET/PREFIX, or FILE.jsonl with a text a line")
     parser.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
     parser.add_argument("--output", type=Path, help="folder of the index; default: SOURCE/index; of a text: PREFIX.bin")
     parser.add_argument("--readers", type=at_least_one, help="processes; default: one for each core")
-    parser.add_argument(
-        "--oss",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="how oss:// is reached, as data.oss in a recipe: region=cn-hangzhou credentials=file:keys.json",
-    )
     parser.add_argument("--format", default="triptych", help="of the shards: triptych or webdataset; default: triptych")
     parser.add_argument(
         "--decode-pictures", action="store_true", help="decode every picture; default: parse its header alone"
@@ -41,6 +36,25 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pack)
 
 
+def add_source(parser: argparse.ArgumentParser, what: str) -> None:
+    """Of commands that read a source: where it lies, and how it is reached."""
+    parser.add_argument("source", help=what)
+    parser.add_argument(
+        "--oss",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="how oss:// is reached, as data.oss in a recipe: region=cn-hangzhou credentials=file:keys.json",
+    )
+
+
+def reach(options: argparse.Namespace, recipe: OssConfig | None = None) -> OssConfig:
+    """What `--oss` says, or else the recipe, or else what OSS has by default. Raises RecipeError."""
+    from train.resolve import oss_config
+
+    return oss_config(options.oss) if options.oss else recipe or OssConfig()
+
+
 def at_least_one(text: str) -> int:
     """A whole number, for argparse."""
     number = int(text) if text.isdecimal() else 0
@@ -51,11 +65,10 @@ def at_least_one(text: str) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     from launch.indexing import check, index, index_text
-    from train.resolve import oss_config
 
     if options.source.endswith(".jsonl"):
         return index_text(Path(options.source), options.tokenizer, options.output)
-    oss = oss_config(options.oss) if options.oss or options.source.startswith("oss://") else None
+    oss = reach(options)
     if options.check:
         return check(options.source, options.tokenizer, output=options.output, readers=options.readers, oss=oss)
     return index(

@@ -13,12 +13,11 @@ from data.formats.pack import pack as pack_records
 from data.formats.stored import OURS
 from data.index import build_index, open_index
 from data.index_check import compare_with_shards
-from data.mmap_text import TextIndex, build_text
+from data.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text
 from data.store_config import OssConfig
 from data.tokenizer import load_tokenizer
 
 INTERRUPTED = 130  # as launch/chat.py has it, which imports torch
-_MANY_TOKENS = 2**31  # no document has more
 _SHOWN = 3  # of a list that the index holds whole
 
 
@@ -62,7 +61,7 @@ def index_text(source: Path, tokenizer: Path, prefix: Path | None) -> int:
     """Turn lines of `{"text": ...}` into token files; 1 if some were left out, which are named."""
     prefix = prefix or source.with_suffix("")
     refused = build_text(source, prefix, load_tokenizer(tokenizer))
-    print(f"{len(TextIndex(prefix, _MANY_TOKENS))} documents are in {prefix}.bin; a source's path is {prefix}")
+    print(f"{len(TextIndex(prefix, LONGEST_DOCUMENT))} documents are in {prefix}.bin; a source's path is {prefix}")
     for line in refused[:_SHOWN]:
         print(line)
     if refused:

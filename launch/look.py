@@ -9,19 +9,37 @@ import numpy as np
 
 from data.config import DataConfig
 from data.encode import encode_sample
-from data.index_file import KINDS, Index, open_index
-from data.tokenizer import load_tokenizer
+from data.index_file import KINDS, open_index
+from data.mmap_text import LONGEST_DOCUMENT, TextIndex, is_text
+from data.rows import SourceIndex
+from data.store_config import OssConfig
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.types import EncodedSample
 from launch.questions import prompt_text
 
 _WIDTH = 110
 
 
-def source_lines(folder: str | Path) -> Iterator[str]:
-    """What the index of a source says: samples, bytes, text tokens, pictures and clips."""
-    index = open_index(folder)
+def open_named(name: str, index: Path | None, data: DataConfig | None, oss: OssConfig) -> SourceIndex:
+    """The index of a source as `triptych inspect` names it; in the folder `index`, or where the recipe says it lies.
+
+    Raises MismatchError if it is absent or damaged.
+    """
+    if is_text(name):
+        return TextIndex(name, data.tokens_per_row if data else LONGEST_DOCUMENT)
+    of_recipe = {source.path: source.index for source in data.sources} if data else {}
+    return open_index(name, index or of_recipe.get(name), oss)
+
+
+def source_lines(name: str, index: SourceIndex) -> Iterator[str]:
+    """What the index of the source `name` says: samples, bytes, text tokens, pictures and clips."""
     tokens = index.columns["num_text_tokens"]
+    if isinstance(index, TextIndex):
+        yield f"{name}: {len(index)} documents of tokens"
+        yield f"tokens a document: {_spread(tokens)}, {int(tokens.sum())} in all"
+        return
     size = sum(shard.size for shard in index.shards)
-    yield f"{folder}: {len(index)} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB"
+    yield f"{name}: {len(index)} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB"
     yield f"text tokens a sample: {_spread(tokens)}, {int(tokens.sum())} in all"
     for number, kind in enumerate(KINDS):
         of_kind = np.flatnonzero(index.columns["media_kind"] == number)
@@ -33,14 +51,20 @@ def source_lines(folder: str | Path) -> Iterator[str]:
         yield f"left out when indexing: {len(refused)}, the first {refused[0]}"
 
 
-def sample_lines(folder: str | Path, number: int, data: DataConfig | None) -> Iterator[str]:
+def sample_lines(index: SourceIndex, number: int, data: DataConfig | None) -> Iterator[str]:
     """One sample: where it lies, its media, its JSON, and with `data` what a run is fed: tokens, and which are learnt.
 
     Raises ValueError for a number that the source does not have.
     """
-    index = open_index(folder)
     if not 0 <= number < len(index):
-        raise ValueError(f"{folder} has samples 0 to {len(index) - 1}, not {number}")
+        raise ValueError(f"the source has samples 0 to {len(index) - 1}, not {number}")
+    if isinstance(index, TextIndex):
+        yield f"sample {number}, at {index.where(number)}"
+        if data is not None:
+            tokenizer = load_tokenizer(data.tokenizer)
+            index.check(tokenizer)
+            yield from _marked(index.encode(number, tokenizer.vocab_size), tokenizer)
+        return
     raw = index.read_raw(number)
     yield f"sample {number}, key {raw.key}, at {index.where(number)}"
     for row, size in enumerate(index.media_sizes(number)):
@@ -50,15 +74,14 @@ def sample_lines(folder: str | Path, number: int, data: DataConfig | None) -> It
     if "messages" in raw.content or "parts" in raw.content:
         yield f"asked: {prompt_text(raw.content)}"
     if data is not None:
-        yield from _supervised(index, number, data)
+        tokenizer = load_tokenizer(data.tokenizer)
+        index.check(tokenizer)
+        sizes = index.media_sizes(number)
+        yield from _marked(encode_sample(raw.content, sizes, tokenizer, data.image, data.video), tokenizer)
 
 
-def _supervised(index: Index, number: int, data: DataConfig) -> Iterator[str]:
+def _marked(encoded: EncodedSample, tokenizer: Tokenizer) -> Iterator[str]:
     """The encoded text; what is learnt stands between [[ and ]], a run of visual tokens is one word."""
-    raw = index.read_raw(number)
-    tokenizer = load_tokenizer(data.tokenizer)
-    index.check(tokenizer)
-    encoded = encode_sample(raw.content, index.media_sizes(number), tokenizer, data.image, data.video)
     learnt = np.zeros(len(encoded.tokens) + 1, dtype=bool)
     learnt[1:-1] = encoded.targets[:-1] >= 0
     visual = np.zeros(len(encoded.tokens), dtype=bool)

@@ -13,8 +13,10 @@ from data.config import IGNORE, DataConfig, ImageConfig, VideoConfig
 from data.encode import encode_sample
 from data.errors import FormatError, SampleError
 from data.grounding import Grounded, find_boxes
-from data.index_file import Index, open_index
+from data.index_file import Index
+from data.mmap_text import TextIndex
 from data.render import Special, Text, render_sample
+from data.rows import SourceIndex
 from data.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
 from data.types import EncodedSample, MediaSize, RawSample
 from launch.look import source_lines
@@ -54,18 +56,19 @@ class Entry:
     fault: str = ""
 
 
-def write_page(out: Path, folder: str | Path, data: DataConfig | None, samples: int) -> None:
-    """Write the page of `samples` samples, taken evenly from the source in `folder`, or of all if there are fewer.
+def write_page(out: Path, name: str, index: SourceIndex, data: DataConfig | None, samples: int) -> None:
+    """Write the page of `samples` samples, taken evenly from the source `name`, or of all if there are fewer.
 
     Args:
         data: what a run is fed: its tokenizer and sizes. None shows characters instead of tokens, and the sizes of the
             published configuration.
 
-    Raises MismatchError for a source that is not indexed, or with another tokenizer; ValueError for no samples.
+    Raises MismatchError for a source that was indexed with another tokenizer; ValueError for no samples.
     """
+    if isinstance(index, TextIndex):
+        raise ValueError(f"{name} holds tokens and no pictures; --sample N --config-name RECIPE shows their text")
     if samples < 1:
         raise ValueError(f"a page of {samples} samples shows nothing; ask for at least 1")
-    index = open_index(folder)
     tokenizer = None
     if data is not None:
         tokenizer = load_tokenizer(data.tokenizer)
@@ -79,7 +82,7 @@ def write_page(out: Path, folder: str | Path, data: DataConfig | None, samples: 
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
     environment.filters["visible"] = visible
     page = environment.get_template("inspect.html.jinja").render(
-        folder=str(folder), lines=list(source_lines(folder)), entries=entries, tokens=tokenizer is not None
+        name=name, lines=list(source_lines(name, index)), entries=entries, tokens=tokenizer is not None
     )
     out.write_text(page, encoding="utf-8")
 

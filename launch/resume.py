@@ -22,6 +22,7 @@ FREE = (
     "parallel.",
     "checkpoint.",
     "log.",
+    "data.oss",  # how the store is reached; what lies there is compared with the index
     "data.prefetch_steps",
     "data.workers",
     "data.sample_seconds",
@@ -129,8 +130,8 @@ def _names_stop(overrides: Sequence[str]) -> bool:
 
 
 def _is_source_path(key: str) -> bool:
-    # Shards may move: the index they carry is compared with the checkpoint's.
-    return key.startswith("data.sources[") and key.endswith("].path")
+    # Shards and indexes may move: the index is compared with the checkpoint's.
+    return key.startswith("data.sources[") and key.endswith(("].path", "].index"))
 
 
 def _with_groups(overrides: Sequence[str]) -> list[str]:

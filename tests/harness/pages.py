@@ -57,9 +57,9 @@ def plain_source(folder: Path, tokenizer: Path, *, hostile: bool) -> Source:
         for number in range(3)
     ]
     write_shards(folder, "source", [hostile_sample(picture_bytes(56, 56))] if hostile else samples, 10)
-    build_index(folder, load_tokenizer(tokenizer))
+    index = build_index(folder, load_tokenizer(tokenizer))
     data = replace(compose("quickstart_stage3").data, tokenizer=str(tokenizer), image=IMAGE)
-    write_page(folder / "page.html", folder, data, samples=3)
+    write_page(folder / "page.html", str(folder), index, data, samples=3)
     originals = [Image.open(io.BytesIO(sample.media[0][1])) for sample in samples]
     return Source(
         page=folder / "page.html",

@@ -15,21 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.cli import main
 from launch.loaded import Loaded, load
+from tests.launch.commands import end
 from tests.launch.conftest import TOKENS, ask, save, talk_of
 from train.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def end(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(["chat", *map(str, arguments)])
-    assert isinstance(left.value.code, int)
-    return left.value.code
 
 
 def test_one_question_and_lines_from_a_pipe(
@@ -43,11 +36,11 @@ def test_one_question_and_lines_from_a_pipe(
     talk = talk_of(loaded)
     talk.show("image", media["one.png"])
     expected = ask(talk, "What is this?")
-    assert end(seeing.run_dir, "--prompt", "What is this?", "--image", media["one.png"], *options) == 0
+    assert end("chat", seeing.run_dir, "--prompt", "What is this?", "--image", media["one.png"], *options) == 0
     assert capsys.readouterr().out == expected + "\n"
     lines = f"/image {media['one.png']}\n\nWhat is this?\nand?\n/clear\n/help\nand?\n/quit\nnever\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    assert end(seeing.run_dir, *options) == 0
+    assert end("chat", seeing.run_dir, *options) == 0
     told = capsys.readouterr()
     assert told.out == f"{expected}\n{ask(talk, 'and?')}\n{ask(talk_of(loaded), 'and?')}\n"
     assert "/image PATH" in told.err
@@ -60,10 +53,10 @@ def test_bytes_that_are_no_text_are_replaced(
     shown, raw = "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}", b"\xffa\xfe"
     as_argument = os.fsdecode(raw)
     expected = ask(talk_of(load(words.run_dir, "cpu"), system=shown), shown)
-    assert end(words.run_dir, "--prompt", as_argument, "--system", as_argument, *options) == 0
+    assert end("chat", words.run_dir, "--prompt", as_argument, "--system", as_argument, *options) == 0
     assert capsys.readouterr().out == expected + "\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw + b"\n"), encoding="utf-8"))
-    assert end(words.run_dir, "--system", as_argument, *options) == 0
+    assert end("chat", words.run_dir, "--system", as_argument, *options) == 0
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -115,7 +108,7 @@ def test_what_is_wrong_is_one_line(
         pytest.skip("there is one")
     places = {"RUN": Path(seeing.run_dir), "WORDS": Path(words.run_dir), "EMPTY": tmp_path} | media
     asked = [] if "--prompt" in arguments else ["--prompt", "?"]
-    assert end(*(places.get(word, word) for word in arguments), *asked) == 2
+    assert end("chat", *(places.get(word, word) for word in arguments), *asked) == 2
     told = capfd.readouterr()
     assert told.out == ""
     assert told.err.startswith("triptych: ") and told.err.count("\n") == 1
@@ -124,7 +117,7 @@ def test_what_is_wrong_is_one_line(
 
 @pytest.mark.parametrize("words", [["--temperature", "-1"], ["--temperature", "nan"], ["--tokens", "0"], ["--nope"]])
 def test_options_that_are_none_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert end("run", *words) == 2
+    assert end("chat", "run", *words) == 2
     assert "usage: triptych" in capsys.readouterr().err
 
 

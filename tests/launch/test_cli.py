@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from data.index import open_index
 from data.shards import write_shards
 from data.types import RawSample
-from launch.cli import main
 from launch.look import sample_lines, source_lines
 from tests.data.conftest import picture_bytes, train_tokenizer
+from tests.launch.commands import end
 from train.resolve import compose
 
 
@@ -35,14 +36,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def end(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    code = left.value.code
-    assert isinstance(code, int)
-    return code
-
-
 def test_index_then_inspect(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert end("inspect", str(source / "chat")) == 2
     assert "triptych index" in capsys.readouterr().err
@@ -61,10 +54,11 @@ def test_what_is_learnt_is_marked(source: Path) -> None:
     main_data = compose("quickstart_stage3", [f"data.tokenizer={source / 'tokenizer'}"]).data
     if not (source / "chat" / "index").exists():
         end("index", str(source / "chat"), "--tokenizer", str(source / "tokenizer"))
-    told = "\n".join(sample_lines(source / "chat", 2, main_data))
+    index = open_index(source / "chat")
+    told = "\n".join(sample_lines(index, 2, main_data))
     assert "<|vision_start|><6 visual><|vision_end|>What is this?<|im_end|>" in told
     assert told.endswith("<|im_start|>assistant\n[[digit 2<|im_end|>\n]]")
-    assert any("text tokens a sample" in line for line in source_lines(source / "chat"))
+    assert any("text tokens a sample" in line for line in source_lines("chat", index))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,19 +17,21 @@ from PIL import Image
 from data.config import DataConfig
 from data.errors import SampleError
 from data.images import image_grid, normalisation_table, patchify, resize_image
-from data.index import build_index
+from data.index import build_index, open_index
 from data.media import PatchReader
 from data.pictures import decode_image
 from data.shards import write_shards
 from data.tokenizer import load_tokenizer
 from data.types import Grid, RawSample
 from launch import paint
-from launch.cli import main
 from launch.look import sample_lines
 from launch.page import visible, write_page
 from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.harness.html_page import HOSTILE, hostile_sample, read_page
+from tests.harness.oss_server import ACCESS, SECRET
+from tests.harness.oss_service import OssService
+from tests.launch.commands import end
 from train.resolve import compose
 
 BOX = {"type": "box", "box": [28, 0, 56, 28], "scale": [56, 56]}
@@ -73,7 +76,7 @@ def test_what_is_learnt_is_marked_and_pictures_are_those_of_the_row(
 ) -> None:
     folder = source(chat(1, [{"type": "image", "media": 0}], ANSWER), chat(2, [{"type": "video", "media": 1}]))
     out = tmp_path / "page.html"
-    write_page(out, folder, config, samples=5)
+    write_page(out, "source", open_index(folder), config, samples=5)
     page = read_page(out.read_text("utf-8"))
     answer = "<|object_ref_start|>it<|object_ref_end|><|box_start|>(500,0),(999,500)<|box_end|><|im_end|>\u21b5\n"
     assert page.marked("learnt") == answer + "left<|im_end|>\u21b5\n"
@@ -94,7 +97,7 @@ def test_what_is_learnt_is_marked_and_pictures_are_those_of_the_row(
 def test_without_a_recipe_characters_are_marked(source: Callable[..., Path], tmp_path: Path) -> None:
     folder = source(chat(1, [{"type": "image", "media": 0}], ANSWER))
     out = tmp_path / "page.html"
-    write_page(out, folder, None, samples=5)
+    write_page(out, "source", open_index(folder), None, samples=5)
     page = read_page(out.read_text("utf-8"))
     assert page.marked("learnt").endswith("(500,0),(999,500)<|box_end|><|im_end|>\u21b5\n")
     assert len(page.boxes) == 1 and "--config-name shows tokens" in page.text
@@ -103,7 +106,7 @@ def test_without_a_recipe_characters_are_marked(source: Callable[..., Path], tmp
 def test_boxes_go_to_the_picture_before_them(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
     shown = [{**BOX, "scale": 1000}, {"type": "image", "media": 0}, BOX, {"type": "image", "media": 0}]
     out = tmp_path / "page.html"
-    write_page(out, source(chat(1, shown, [BOX])), config, samples=1)
+    write_page(out, "source", open_index(source(chat(1, shown, [BOX]))), config, samples=1)
     page = read_page(out.read_text("utf-8"))
     assert page.boxes_of == [[(2.8, 0.0, 2.8, 2.8), (50.0, 0.0, 49.9, 50.0)], [(50.0, 0.0, 49.9, 50.0)]]
 
@@ -112,7 +115,7 @@ def test_hostile_samples_are_text(source: Callable[..., Path], config: DataConfi
     folder = source(hostile_sample(picture_bytes(56, 56)))
     for data in (config, None):
         out = tmp_path / "page.html"
-        write_page(out, folder, data, samples=1)
+        write_page(out, "source", open_index(folder), data, samples=1)
         page = read_page(out.read_text("utf-8"))
         assert page.foreign == []
         for text in HOSTILE:
@@ -124,7 +127,7 @@ def test_a_browser_finds_the_same(source: Callable[..., Path], config: DataConfi
     if browser is None:
         pytest.skip("no chromium here")
     out = tmp_path / "page.html"
-    write_page(out, source(hostile_sample(picture_bytes(56, 56))), config, samples=1)
+    write_page(out, "source", open_index(source(hostile_sample(picture_bytes(56, 56)))), config, samples=1)
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([*command, "--dump-dom", out.as_uri()], capture_output=True, text=True, timeout=60)
     seen, written = read_page(done.stdout), read_page(out.read_text("utf-8"))
@@ -138,7 +141,7 @@ def test_a_page_stops_at_its_bytes_and_says_what_is_broken(
     folder = source(*(chat(number, [{"type": "image", "media": 0}]) for number in range(4)))
     monkeypatch.setattr(paint, "MOST_BYTES", 30_000)
     out = tmp_path / "page.html"
-    write_page(out, folder, config, samples=4)
+    write_page(out, "source", open_index(folder), config, samples=4)
     page = read_page(out.read_text("utf-8"))
     assert sum(map(len, page.pictures)) <= 30_000 and len(page.pictures) == 2
     assert page.text.count("left out:") == 2
@@ -152,7 +155,7 @@ def test_what_cannot_be_painted_says_why(
 
     monkeypatch.setattr(PatchReader, "read", broken)
     out = tmp_path / "page.html"
-    write_page(out, source(chat(1, [{"type": "image", "media": 0}])), config, samples=1)
+    write_page(out, "source", open_index(source(chat(1, [{"type": "image", "media": 0}]))), config, samples=1)
     page = read_page(out.read_text("utf-8"))
     assert "stored 56x56 picture cannot be decoded: <b>" in page.text and page.pictures == []
     assert page.marked("learnt") == "left<|im_end|>\u21b5\n"
@@ -183,7 +186,7 @@ def test_a_trajectory_can_be_shown_in_lines(source: Callable[..., Path]) -> None
         {"role": "assistant", "content": "yes"},
     ]
     raw = RawSample(key="s", content={"messages": messages}, media={0: ("png", picture_bytes(56, 56))})
-    told = "\n".join(sample_lines(source(raw), 0, None))
+    told = "\n".join(sample_lines(open_index(source(raw)), 0, None))
     asked = "[image] <|object_ref_start|>it<|object_ref_end|> <|box_start|>(500,0),(999,500)<|box_end|>"
     assert told.endswith(f"asked: {asked}\n\ndone")
 
@@ -199,12 +202,58 @@ def test_the_command_writes_the_page(
     folder = source(*(chat(number, [{"type": "image", "media": 0}]) for number in range(5)))
     out = tmp_path / "out.html"
     for arguments, entries in (([], 5), (["--samples", "2"], 2)):
-        with pytest.raises(SystemExit) as left:
-            main(["inspect", str(folder), "--html", str(out), *arguments])
-        assert left.value.code == 0 and f"wrote {out}" in capsys.readouterr().out
+        assert end("inspect", folder, "--html", out, *arguments) == 0
+        assert f"wrote {out}" in capsys.readouterr().out
         page = read_page(out.read_text("utf-8"))
         assert [title for title in page.titles if title.startswith(("0: s0", "4: s4"))] == ["0: s0", "4: s4"]
         assert len(page.titles) == entries
-    with pytest.raises(SystemExit) as left:
-        main(["inspect", str(folder), "--html", str(out), "--samples", "0"])
-    assert left.value.code == 2 and "at least 1" in capsys.readouterr().err
+    assert end("inspect", folder, "--html", out, "--samples", "0") == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_source_in_object_storage_is_looked_at_as_a_folder_is(
+    source: Callable[..., Path],
+    config: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = source(chat(1, [{"type": "image", "media": 0}], ANSWER))
+    service = OssService()
+    try:
+        service.keys({ACCESS: {"secret": SECRET}})
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        for shard in folder.glob("*.tar"):
+            service.put(f"mine/{shard.name}", shard.read_bytes())
+        reached = ["--oss", f"endpoint={service.endpoint}", f"limiter.folder={tmp_path / 'limits'}"]
+        where = ["oss://shards/mine", "--index", str(tmp_path / "far")]
+        assert end("index", where[0], "--output", where[2], "--tokenizer", config.tokenizer, *reached) == 0
+        capsys.readouterr()
+        assert end("inspect", *where, "--sample", "0", "--html", str(tmp_path / "far.html"), *reached) == 0
+        far = capsys.readouterr().out
+        assert end("inspect", str(folder), "--sample", "0", "--html", str(tmp_path / "near.html")) == 0
+        near = capsys.readouterr().out
+    finally:
+        service.stop()
+    assert far.replace("oss://shards/mine", str(folder)).replace("far.html", "near.html") == near
+    pages = [(tmp_path / name).read_text("utf-8") for name in ("far.html", "near.html")]
+    assert pages[0].replace("oss://shards/mine", str(folder)) == pages[1]
+
+
+def test_token_files_show_their_text(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "What is this?"}\n{"text": "left"}\n')
+    assert end("index", str(texts), "--tokenizer", config.tokenizer) == 0
+    monkeypatch.setattr("train.resolve.compose", lambda *_: SimpleNamespace(data=config))
+    prefix = str(tmp_path / "texts")
+    capsys.readouterr()
+    assert end("inspect", prefix, "--sample", "0", "--config-name", "any") == 0
+    told = capsys.readouterr().out
+    assert "2 documents of tokens" in told and "[[" in told and "<|endoftext|>]]" in told
+    assert end("inspect", prefix, "--sample", "2") == 2
+    assert "samples 0 to 1, not 2" in capsys.readouterr().err
+    assert end("inspect", prefix, "--html", str(tmp_path / "page.html")) == 2
+    assert "no pictures" in capsys.readouterr().err

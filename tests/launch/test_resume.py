@@ -63,6 +63,7 @@ def test_a_broken_newest_commit_is_passed_over_and_told(run_dir: Path, capsys: p
         ["parallel.tensor=2"],
         ["parallel=tp2"],
         ["data.prefetch_steps=4", "data.video.cache_dir=null"],
+        ["data.oss.region=cn-beijing", "data.oss.limiter.start=0.5"],
     ],
 )
 def test_where_and_how_fast_a_run_goes_may_change(run_dir: Path, overrides: list[str]) -> None:
