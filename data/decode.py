@@ -2,14 +2,13 @@
 
 import hashlib
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.decode_process import DecoderGone, DecoderMissing, DecoderProcess, Reply
+from data.decode_process import DecoderGone, DecoderMissing, DecoderProcess, Reply, start_decoder
 from data.decode_verdicts import Limits, Verdicts
 from data.errors import SampleError
 from data.types import Bytes, Int64, MediaSize
@@ -151,7 +150,7 @@ class ClipDecoder:
             child.close()
             child = None
         if child is None:
-            child = self._children[decoder] = DecoderProcess(decoder, self._memory_bytes)
+            child = self._children[decoder] = start_decoder(decoder, self._memory_bytes)
         return child
 
     def _first_answer(self, fields: dict[str, Any], data: bytes, digest: str, seconds: float) -> tuple[Reply, str]:
@@ -178,18 +177,17 @@ class ClipDecoder:
         spent = 0.0
         for last in (False, True):
             child = self._running(decoder)
-            started = time.monotonic()
             try:
                 reply = child.ask(fields, data, seconds - spent)
             except DecoderGone as gone:
-                spent += time.monotonic() - started
+                spent += child.spent
                 if gone.why == "closed":
                     raise SampleError(str(gone)) from None
                 if gone.why == "died" and not last:
                     continue
                 raise _Refused(str(gone), of_the_clip=gone.why != "died", seconds=spent) from None
             if "error" in reply[0]:
-                spent += time.monotonic() - started
+                spent += child.spent
                 raise _Refused(reply[0]["error"], of_the_clip=True, seconds=spent)
             return reply
         raise AssertionError

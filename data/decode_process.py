@@ -12,7 +12,9 @@ from typing import Any, Literal
 from data import decode_child
 
 START_SECONDS = 60.0  # to import a decoder from a cold network file system
+START_TRIES = 2
 LOOK_SECONDS = 0.05  # read-ahead grows by some 100 MB in this time
+LATEST = 10  # times its deadline, after which a child ends however little of it it could run
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Reply = tuple[dict[str, Any], bytes]
@@ -37,7 +39,7 @@ class DecoderProcess:
     def __init__(self, decoder: str, memory_bytes: int) -> None:
         """Start the child and wait until it has imported `decoder`, a key of `decode_child.READERS`.
 
-        Raises DecoderMissing, or RuntimeError if the child does not come up at all.
+        Raises DecoderMissing, or DecoderGone if the child does not come up.
         """
         self._memory_bytes = memory_bytes
         self._closed = False
@@ -46,10 +48,12 @@ class DecoderProcess:
         command = [sys.executable, "-P", str(Path(decode_child.__file__)), decoder, str(memory_bytes)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.answered = 0
+        self.spent = 0.0
+        """Seconds on the account of the last request; see _Watch."""
         try:
             hello, _ = self.ask(None, b"", START_SECONDS)
         except DecoderGone as gone:
-            raise RuntimeError(f"the clip decoder does not start ({gone}); try: {' '.join(command)}") from gone
+            raise DecoderGone(gone.why, f"it does not start ({gone}); try: {' '.join(command)}") from None
         if "error" in hello:
             self.close()
             raise DecoderMissing(hello["error"])
@@ -75,6 +79,7 @@ class DecoderProcess:
             if request is not None:
                 decode_child.write_message(child.stdin, request, data)
             reply = decode_child.read_message(child.stdout)
+        self.spent = watch.spent
         if reply is not None:
             self.answered += 1
             if watch.gone is not None:  # killed as it answered: the next clip needs a living child
@@ -103,14 +108,35 @@ class DecoderProcess:
                     stream.close()
 
 
+def start_decoder(decoder: str, memory_bytes: int) -> DecoderProcess:
+    """A child that can be asked, started anew once if it does not come up: somebody may have stopped or killed it.
+
+    Raises DecoderMissing, or RuntimeError if none comes up.
+    """
+    for tried in range(START_TRIES):
+        try:
+            return DecoderProcess(decoder, memory_bytes)
+        except DecoderGone as gone:
+            if tried + 1 == START_TRIES:
+                raise RuntimeError(f"the clip decoder {decoder} cannot be used: {gone}") from gone
+    raise AssertionError
+
+
 class _Watch:
-    """A thread beside the blocking read: it kills the child when it is late or large."""
+    """A thread beside the blocking read: it kills the child when it is late or large.
+
+    Time in which the child was ready and had no core is not on its account: on a host with more to do than cores, sound
+    clips would pass their deadlines, and be remembered as clips that cannot be decoded.
+    """
 
     def __init__(self, child: subprocess.Popen[bytes], seconds: float, memory_bytes: int) -> None:
         self.gone: DecoderGone | None = None
         self._child = child
         self._seconds = seconds
         self._memory_bytes = memory_bytes
+        self._started = time.monotonic()
+        self._waits = _waits(child.pid)
+        self._kept_waiting = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="decoder-watch", daemon=True)
 
@@ -122,18 +148,35 @@ class _Watch:
         self._done.set()
         self._thread.join()
 
+    @property
+    def spent(self) -> float:
+        """Seconds on the child's account so far."""
+        return time.monotonic() - self._started - self._kept_waiting
+
     def _run(self) -> None:
-        ends = time.monotonic() + self._seconds
-        while not self._done.wait(max(0.0, min(LOOK_SECONDS, ends - time.monotonic()))):
+        latest = self._started + LATEST * self._seconds
+        while not self._done.wait(max(0.0, min(LOOK_SECONDS, self._seconds - self.spent))):
+            now = _waits(self._child.pid)
+            longest = max((wait - self._waits.get(thread, 0.0) for thread, wait in now.items()), default=0.0)
+            self._kept_waiting = max(self._kept_waiting, longest)
             resident = _resident_bytes(self._child.pid)
             if resident > self._memory_bytes:
                 text = f"passed its memory of {self._memory_bytes} bytes ({resident} resident)"
                 self.gone = DecoderGone("memory", text)
-            elif time.monotonic() >= ends:
+            elif self.spent >= self._seconds or time.monotonic() >= latest:
                 self.gone = DecoderGone("deadline", f"passed its deadline of {self._seconds:.1f} s")
             if self.gone is not None:
                 self._child.kill()
                 return
+
+
+def _waits(pid: int) -> dict[str, float]:
+    """Seconds that each thread of a process was ready and had no core; empty where the kernel does not tell."""
+    found: dict[str, float] = {}
+    with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended, or one of its threads has
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return found
 
 
 def _resident_bytes(pid: int) -> int:

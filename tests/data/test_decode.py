@@ -17,6 +17,7 @@ import pytest
 
 from data import decode_child
 from data.decode import ClipDecoder, ClipRequest, Decoded
+from data.decode_process import DecoderGone, DecoderProcess
 from data.errors import SampleError
 from data.types import MediaSize
 from data.video import choose_frames
@@ -149,6 +150,53 @@ def test_a_clip_that_no_decoder_ends_costs_one_deadline_ever(tmp_path: Path, chi
         assert seconds < 0.5 if again else 1.0 <= seconds < 4
         decoder.close()
     assert len((tmp_path / "asked").read_text().split()) == 2
+
+
+@pytest.fixture
+def crowded() -> Iterator[int]:
+    """A core that four processes keep busy; its number."""
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile os.getppid() == {os.getpid()}: pass"
+    crowd = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(4)]
+    yield core
+    for each in crowd:
+        each.kill()
+        each.wait()
+
+
+def test_time_without_a_core_is_not_on_a_clips_account(child_with: Script, clip: bytes, crowded: int) -> None:
+    """Else a host with more to do than cores remembers sound clips as ones that cannot be decoded."""
+    work = (
+        f"os.sched_setaffinity(0, {{{crowded}}})\n"
+        "until = time.process_time() + message[0]['work']\n"
+        "while time.process_time() < until: pass"
+    )
+    child_with(*before_each_answer(work))
+    child = DecoderProcess("pyav", 8 << 30)
+    started = time.monotonic()
+    reply, _ = child.ask({"do": "probe", "nbytes": len(clip), "work": 0.4}, clip, 1.0)
+    assert time.monotonic() - started > 1.0, "the crowd kept it from nothing, so this shows nothing"
+    assert reply["frames"] == 12 and child.spent < 1.0
+    started = time.monotonic()
+    with pytest.raises(DecoderGone, match=r"passed its deadline of 0\.5 s"):
+        child.ask({"do": "probe", "nbytes": len(clip), "work": 60.0}, clip, 0.5)
+    assert 0.5 < time.monotonic() - started < 10 * 0.5 + 1
+
+
+def test_a_decoder_that_ends_while_it_starts_is_started_again(tmp_path: Path, child_with: Script, clip: bytes) -> None:
+    once = tmp_path / "once"
+    end = f"    if not os.path.exists({str(once)!r}):\n        open({str(once)!r}, 'w')\n        os._exit(7)\n"
+    child_with("def main() -> None:\n", "def main() -> None:\n" + end)
+    decoder = ClipDecoder(20.0)
+    assert ask(decoder, clip, 0, 11).frames.shape == (2, 28, 28, 3)
+    decoder.close()
+    assert once.exists()
+
+
+def test_a_decoder_that_never_starts_says_how_to_try_it(child_with: Script) -> None:
+    child_with("def main() -> None:\n", "def main() -> None:\n    raise SystemExit(7)\n")
+    with pytest.raises(RuntimeError, match=r"decord cannot be used: it does not start .*; try: "):
+        ClipDecoder(20.0).probe(b"x")
 
 
 def test_a_clip_has_a_deadline_of_its_length(decoder: ClipDecoder) -> None:
