@@ -56,8 +56,9 @@ SMALL = ModelConfig(
 )
 _MIXED = ((40, (1, 2, 2)), (300, (1, 12, 12)), (80, (1, 6, 6)), (120, (1, 8, 8))) * 2
 """Tokens and picture of each microbatch."""
-_TEXTS = (48, 64, 80, 64) * 2
-"""Tokens of each microbatch beside its picture."""
+_TEXTS = (48, 64, 80, 64) * 4
+"""Tokens of each microbatch beside its picture; as many microbatches as keep filling and draining, which no split
+changes, at a sixteenth of the step."""
 _GRIDS = [(1, rows, rows + more) for rows in range(2, 60, 2) for more in (0, 2)]
 
 
