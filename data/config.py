@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.store_config import OssConfig
+from data.store.config import OssConfig
 
 IGNORE = -100  # target id that the loss skips
 LEAST_TOKENS = 4  # visual tokens of a temporal patch, below which a clip gets fewer frames rather than smaller ones

@@ -105,11 +105,11 @@ class Grid:
 
 
 class SampleIndex(Protocol):
-    """What a plan knows of a source: samples in tar shards (index_file.py) or token files (mmap_text.py)."""
+    """What a plan knows of a source: samples in tar shards (index/file.py) or token files (index/mmap_text.py)."""
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
-        """`num_text_tokens`, `num_targets`, `media_end` and the `media_` columns of data/index_file.py."""
+        """`num_text_tokens`, `num_targets`, `media_end` and the `media_` columns of data/index/file.py."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.chat_template import CHAT_TEMPLATE
+from data.encoding.chat_template import CHAT_TEMPLATE
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf

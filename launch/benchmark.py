@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from data.config import IGNORE
-from data.plan import Cursor, StepPlan
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
+from data.plan.plan import Cursor, StepPlan
 from data.types import PackedRow
 from model.balance import balanced_split
 from model.build import build_model

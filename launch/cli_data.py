@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data.store_config import OssConfig
+from data.store.config import OssConfig
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from data.config import ImageConfig, VideoConfig
-from data.decode import ClipDecoder
-from data.encode import encode_prompt
+from data.encoding.encode import encode_prompt
 from data.errors import SampleError
-from data.measure import measure
-from data.media import PatchReader
+from data.index.measure import measure
+from data.loading.media import PatchReader
 from data.types import Float32, MediaKind, MediaSize, RawSample
+from data.visual.decode import ClipDecoder
 from launch.generate import collate, sampled, stream
 from launch.loaded import Loaded
 from launch.questions import Prompt

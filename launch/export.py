@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.chat_template import CHAT_TEMPLATE
-from data.tokenizer import check_tokenizer, load_tokenizer
+from data.encoding.chat_template import CHAT_TEMPLATE
+from data.encoding.tokenizer import check_tokenizer, load_tokenizer
 from model.hf_write import MAX_SHARD_BYTES, write_hf
 from train.checkpoint import find_commit
 from train.commits import Commit

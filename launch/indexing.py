@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import MismatchError
 from data.formats.pack import REPORT
 from data.formats.pack import pack as pack_records
 from data.formats.stored import OURS
-from data.index import build_index, open_index
-from data.index_check import compare_with_shards
-from data.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text
-from data.store_config import OssConfig
-from data.tokenizer import load_tokenizer
+from data.index.build import build_index, open_index
+from data.index.check import compare_with_shards
+from data.index.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text
+from data.store.config import OssConfig
 
 INTERRUPTED = 130  # as launch/chat.py has it, which imports torch
 _SHOWN = 3  # of a list that the index holds whole

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.config import ImageConfig, VideoConfig
-from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from launch.export import run_of
 from model.config import ModelConfig, VisionConfig
 from model.hf_config import config_from_hf, declared_ids, hf_config, special_ids

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DataConfig
-from data.encode import encode_sample
-from data.index_file import KINDS, open_index
-from data.mmap_text import LONGEST_DOCUMENT, TextIndex, is_text
-from data.rows import SourceIndex
-from data.store_config import OssConfig
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.encoding.encode import encode_sample
+from data.encoding.tokenizer import Tokenizer, load_tokenizer
+from data.index.file import KINDS, open_index
+from data.index.mmap_text import LONGEST_DOCUMENT, TextIndex, is_text
+from data.loading.rows import SourceIndex
+from data.store.config import OssConfig
 from data.types import EncodedSample
 from launch.questions import prompt_text
 

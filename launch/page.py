@@ -10,14 +10,14 @@ import jinja2
 import numpy as np
 
 from data.config import IGNORE, DataConfig, ImageConfig, VideoConfig
-from data.encode import encode_sample
+from data.encoding.encode import encode_sample
+from data.encoding.grounding import Grounded, find_boxes
+from data.encoding.render import Special, Text, render_sample
+from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
 from data.errors import FormatError, SampleError
-from data.grounding import Grounded, find_boxes
-from data.index_file import Index
-from data.mmap_text import TextIndex
-from data.render import Special, Text, render_sample
-from data.rows import SourceIndex
-from data.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from data.index.file import Index
+from data.index.mmap_text import TextIndex
+from data.loading.rows import SourceIndex
 from data.types import EncodedSample, MediaSize, RawSample
 from launch.look import source_lines
 from launch.paint import Painter

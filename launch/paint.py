@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from data.config import ImageConfig, VideoConfig
-from data.encode import media_grid
+from data.encoding.encode import media_grid
 from data.errors import SampleError
-from data.images import CLIP_MEAN, CLIP_STD
-from data.media import PatchReader
+from data.loading.media import PatchReader
 from data.types import Bytes, Float32, Grid, MediaSize, RawSample
+from data.visual.images import CLIP_MEAN, CLIP_STD
 
 MOST_BYTES = 6_000_000  # of pictures on one page; browsers open more, but slowly
 MOST_FRAMES = 4  # of a clip, evenly from first to last

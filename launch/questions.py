@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig
-from data.encode import encode_prompt, encode_sample
-from data.grounding import part_text
-from data.images import normalisation_table
-from data.index_file import Index, open_index
-from data.media import PatchReader
-from data.render import VISION_NAMES
-from data.tokenizer import Tokenizer
+from data.encoding.encode import encode_prompt, encode_sample
+from data.encoding.grounding import part_text
+from data.encoding.render import VISION_NAMES
+from data.encoding.tokenizer import Tokenizer
+from data.index.file import Index, open_index
+from data.loading.media import PatchReader
 from data.types import EncodedSample, Float32, MediaSize, RawSample
+from data.visual.images import normalisation_table
 
 GREY = 128  # the byte shown instead of every pixel
 

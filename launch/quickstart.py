@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from data.index import build_index
-from data.index_file import open_index
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.index.build import build_index
+from data.index.file import open_index
 from launch.checkout import ROOT, CheckoutError, check_checkout
 from launch.report import write_report
 from launch.result import Curve, print_table, read_curve, task_table

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from data.index_file import Index, open_index
-from data.pictures import decode_image
+from data.index.file import Index, open_index
 from data.types import RawSample
+from data.visual.pictures import decode_image
 from launch.judge import is_correct
 from launch.questions import Question
 from launch.result import STATES, Curve

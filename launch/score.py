@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data.config import DataConfig
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from launch.generate import generate, mean_loss
 from launch.judge import constant_share, is_correct
 from launch.questions import Prompt, Question, caption_prompts, grey_prompt, read_questions

@@ -11,8 +11,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 
-from data.grounding import part_text
-from data.render import Text, render_sample
+from data.encoding.grounding import part_text
+from data.encoding.render import Text, render_sample
 from data.samples.kinds import KINDS, kind_sample
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "data_format.md").read_text("utf-8")

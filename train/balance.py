@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data.encode import media_grid
-from data.plan import Cursor, Plan
+from data.encoding.encode import media_grid
+from data.plan.plan import Cursor, Plan
 from data.types import SampleIndex
 from model.balance import balanced_split, stage_shares
 from model.flops import Work, row_work

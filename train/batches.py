@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from data.config import IGNORE
-from data.loader import Loader
-from data.plan import Cursor, Plan, StepPlan
-from data.rows import ReadStats
+from data.loading.loader import Loader
+from data.loading.rows import ReadStats
+from data.plan.plan import Cursor, Plan, StepPlan
 from data.types import PackedRow
 from model.attention import Segments
 from model.flops import Work, row_work

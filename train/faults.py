@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from data.errors import BadSamples, ShardFault
-from data.plan import Cursor, Plan, assign_rows
+from data.plan.plan import Cursor, Plan, assign_rows
 from parallel.verdict import Names
 from train.agreement import CheckpointError
 from train.step import NonFiniteStep

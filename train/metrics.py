@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.plan import StepPlan, assign_rows, spread
-from data.rows import ReadStats
+from data.loading.rows import ReadStats
+from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
 from train.config import RunConfig
 from train.state import TrainState

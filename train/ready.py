@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from data.plan import Plan, check_same_plan
-from data.rows import SourceIndex, open_indexes
-from data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from data.loading.rows import SourceIndex, open_indexes
+from data.plan.plan import Plan, check_same_plan
 from train.commits import attempts, open_commit
 from train.config import RunConfig
 from train.resolve import from_yaml

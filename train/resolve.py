@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.store_config import OssConfig
+from data.store.config import OssConfig
 from train.config import RunConfig
 from train.crosscheck import cross_faults, world_faults
 from train.typecheck import check_types

@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, dataclass
 
 from torch import Tensor
 
-from data.plan import StepPlan
+from data.plan.plan import StepPlan
 from model.flops import Work
 from model.vlm import Row
 from parallel.collectives import from_last_pipeline_stage, sum_over

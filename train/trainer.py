@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from data.loader import Loader
-from data.plan import Cursor, Plan
-from data.pool import open_readers
-from data.rows import SourceIndex
+from data.loading.loader import Loader
+from data.loading.pool import open_readers
+from data.loading.rows import SourceIndex
+from data.plan.plan import Cursor, Plan
 from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
 
-from data.encode import visual_parts
+from data.encoding.encode import visual_parts
 from data.errors import FormatError
 from data.formats.conversations import FieldError, convert_record
-from data.shards import write_shards
+from data.formats.shards import write_shards
 from data.types import RawSample
 
 REPORT = "pack_report.jsonl"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.formats.shards import write_shards
 from data.samples import phrases
 from data.samples.clips import DIRECTIONS, FRAMES_PER_STEP, encode_h264, move_card
 from data.samples.digits import CARD, draw_card
@@ -24,7 +25,6 @@ from data.samples.steps import agent
 from data.samples.tasks import TASKS
 from data.samples.text import SMALL_TALK, prose
 from data.samples.words import choose_string, render
-from data.shards import write_shards
 from data.types import RawSample
 
 Made = tuple[dict[str, Any], Sequence[Media]]

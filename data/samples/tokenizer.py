@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data.chat_template import CHAT_TEMPLATE
+from data.encoding.chat_template import CHAT_TEMPLATE
 
 # Names and order of Qwen2-VL's tokenizer; there they follow 151643 byte-pair tokens, here a few hundred.
 SPECIAL_TOKENS = (

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.cache_file import HEADER_BYTES, Use
-from data.decode_cache import DecodeCache, frame_key
 from data.types import Bytes
+from data.visual.cache_file import HEADER_BYTES, Use
+from data.visual.decode_cache import DecodeCache, frame_key
 
 SHAPE = (4, 28, 56, 3)
 FILE_BYTES = HEADER_BYTES + int(np.prod(SHAPE))

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data import decode_child
+from data.visual import decode_child
 
 LOOP = "    while (message := read_message(sys.stdin.buffer)) is not None:\n"
 

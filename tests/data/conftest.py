@@ -12,11 +12,11 @@ import tokenizers
 from PIL import Image
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from data.chat_template import CHAT_TEMPLATE
 from data.config import DataConfig, ImageConfig, SourceConfig, VideoConfig
-from data.index import build_index
-from data.shards import write_shards
-from data.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from data.encoding.chat_template import CHAT_TEMPLATE
+from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
 from data.types import RawSample
 
 WORDS = "the digit moves left right user assistant system You are a helpful assistant. What is this? 0 1 2 3\n\n"

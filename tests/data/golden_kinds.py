@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data.config import IGNORE, ImageConfig, VideoConfig
-from data.decode import ClipDecoder
-from data.encode import encode_sample, visual_parts
-from data.pictures import image_size
+from data.encoding.encode import encode_sample, visual_parts
+from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.samples.kinds import KINDS, kind_sample
 from data.samples.tokenizer import train_tokenizer
-from data.tokenizer import Tokenizer, load_tokenizer
 from data.types import EncodedSample, MediaSize
+from data.visual.decode import ClipDecoder
+from data.visual.pictures import image_size
 
 FILE = Path(__file__).with_suffix(".json")
 IMAGE = ImageConfig(min_pixels=28 * 28)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from data.config import IGNORE, ImageConfig, VideoConfig
-from data.count import Count, count_tokens
-from data.encode import encode_prompt, encode_sample, media_grid, visual_parts
+from data.encoding.encode import encode_prompt, encode_sample, media_grid, visual_parts
+from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.errors import FormatError
+from data.index.count import Count, count_tokens
 from data.samples.tokenizer import train_tokenizer
-from data.tokenizer import Tokenizer, load_tokenizer
 from data.types import MediaSize
 from tests.harness.chat_judge import ChatJudge
 from tests.harness.chat_strategies import conversations

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data import cache_room
-from data.cache_file import HEADER_BYTES, Use
-from data.decode_cache import DecodeCache
+from data.visual import cache_room
+from data.visual.cache_file import HEADER_BYTES, Use
+from data.visual.decode_cache import DecodeCache
 from tests.data.cache_workers import (
     FILE_BYTES,
     key_of,

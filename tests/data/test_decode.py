@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import decode_child
-from data.decode import ClipDecoder, ClipRequest, Decoded
-from data.decode_process import DecoderGone, DecoderProcess
 from data.errors import SampleError
 from data.types import MediaSize
-from data.video import choose_frames
+from data.visual import decode_child
+from data.visual.decode import ClipDecoder, ClipRequest, Decoded
+from data.visual.decode_process import DecoderGone, DecoderProcess
+from data.visual.video import choose_frames
 from tests.data.changed_child import before_each_answer, changed_child
 from tests.data.clips import numbered_clips, read_number
 from tests.data.conftest import VIDEO, clip_bytes
@@ -300,7 +300,7 @@ def test_a_torn_verdict_is_none(tmp_path: Path) -> None:
 
 def test_the_child_leaves_with_its_parent() -> None:
     code = (
-        "import os\nfrom data.decode import ClipDecoder\ndecoder = ClipDecoder(20.0)\ndecoder.name\n"
+        "import os\nfrom data.visual.decode import ClipDecoder\ndecoder = ClipDecoder(20.0)\ndecoder.name\n"
         "print(decoder._children['decord']._child.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60).stdout)

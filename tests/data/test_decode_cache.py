@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.cache_file import HEADER_BYTES
 from data.config import ImageConfig, VideoConfig
-from data.decode import ClipDecoder, ClipRequest
-from data.decode_cache import CacheCounters, DecodeCache, frame_key
-from data.encode import media_grid
+from data.encoding.encode import media_grid
 from data.errors import SampleError
-from data.images import normalisation_table
-from data.media import PatchReader
+from data.loading.media import PatchReader
 from data.types import MediaSize, RawSample
-from data.video import video_grid
+from data.visual.cache_file import HEADER_BYTES
+from data.visual.decode import ClipDecoder, ClipRequest
+from data.visual.decode_cache import CacheCounters, DecodeCache, frame_key
+from data.visual.images import normalisation_table
+from data.visual.video import video_grid
 from tests.data.cache_workers import FILE_BYTES, frames_of, key_of, put, used_bytes
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data import decode_child
+from data.visual import decode_child
 from tests.data.conftest import clip_bytes
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data.config import IGNORE
-from data.count import count_tokens
-from data.encode import encode_prompt, encode_sample, media_grid
+from data.encoding.encode import encode_prompt, encode_sample, media_grid
+from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, check_tokenizer, load_tokenizer
 from data.errors import FormatError, MismatchError
-from data.tokenizer import SPECIAL_NAMES, Tokenizer, check_tokenizer, load_tokenizer
+from data.index.count import count_tokens
 from data.types import EncodedSample, MediaSize
 from tests.data.conftest import IMAGE, VIDEO
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from data.encoding.tokenizer import Tokenizer
 from data.errors import FormatError
 from data.formats.conversations import FieldError, convert_record
-from data.index import build_index
-from data.plan import Cursor, Plan
-from data.rows import build_reader
-from data.shards import parse_sample, scan_shard
-from data.store import LocalStore
-from data.tokenizer import Tokenizer
+from data.formats.shards import parse_sample, scan_shard
+from data.index.build import build_index
+from data.loading.rows import build_reader
+from data.plan.plan import Cursor, Plan
+from data.store.store import LocalStore
 from tests.data.conftest import picture_bytes
 from tests.data.test_shards import tar_bytes
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.encoding.grounding import Grounded, box_text, find_boxes, part_text, thousandths, unscaled
+from data.encoding.render import render_sample
 from data.errors import FormatError
-from data.grounding import Grounded, box_text, find_boxes, part_text, thousandths, unscaled
-from data.render import render_sample
 from tests.harness.chat_strategies import boxes
 
 CAT = "<|object_ref_start|>the cat<|object_ref_end|>"

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from data.config import ImageConfig
 from data.errors import SampleError
-from data.images import image_grid, normalisation_table, patchify, resize_image, smart_resize
-from data.pictures import decode_image, image_size
+from data.visual.images import image_grid, normalisation_table, patchify, resize_image, smart_resize
+from data.visual.pictures import decode_image, image_size
 from tests.prove.model_data_golden import GOLDEN_SIZES, SMALL
 from tests.prove.model_data_pictures import exif
 

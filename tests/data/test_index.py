@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.count import count_tokens
-from data.encode import encode_sample, visual_parts
+from data.encoding.encode import encode_sample, visual_parts
+from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.errors import FormatError, MismatchError, SampleError
-from data.index import build_index, open_index
-from data.index_check import compare_with_shards
-from data.index_part import IndexSettings, load_part
-from data.index_shard import ShardIndexer
-from data.measure import Measurer
-from data.probe import PictureProbe
-from data.shards import write_shards
-from data.store import LocalStore, StoredObject
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index, open_index
+from data.index.check import compare_with_shards
+from data.index.count import count_tokens
+from data.index.measure import Measurer
+from data.index.part import IndexSettings, load_part
+from data.index.probe import PictureProbe
+from data.index.shard import ShardIndexer
+from data.store.store import LocalStore, StoredObject
 from data.types import MediaSize, RawSample
 from tests.data.conftest import IMAGE, VIDEO, make_samples, picture_bytes, train_tokenizer
 from tests.harness.hostile_pictures import CRASHES, HANGS, start_hostile
@@ -101,7 +101,7 @@ def test_a_part_is_kept_only_for_the_same_shard_read_in_the_same_way(
     indexed.clear()
     index_interrupted(shards, tokenizer, 2)
     assert indexed == [shard.name]
-    monkeypatch.setattr("data.index_part.TEMPLATE_DIGEST", "another")
+    monkeypatch.setattr("data.index.part.TEMPLATE_DIGEST", "another")
     indexed.clear()
     index_interrupted(shards, tokenizer, 2)
     assert len(indexed) == 2
@@ -153,13 +153,13 @@ def test_a_killed_reader_is_replaced(shards: Path, tokenizer: Tokenizer, tmp_pat
 
     def kill_one(done: int, *_: int) -> None:
         if not killed:
-            killed.extend(children("data.index_reader")[:1])
+            killed.extend(children("data.index.reader")[:1])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
     build_index(shards, tokenizer, kill_one, readers=2)
     assert killed and files(shards / "index") == files(tmp_path / "whole")
-    assert not children("data.index_reader") and not children("data.probe_child")
+    assert not children("data.index.reader") and not children("data.index.probe_child")
 
 
 def children(module: str) -> list[int]:
@@ -176,14 +176,14 @@ def children(module: str) -> list[int]:
 
 
 def test_readers_import_no_torch() -> None:
-    code = "import sys, data.index_reader, data.probe_child; raise SystemExit('torch' in sys.modules)"
+    code = "import sys, data.index.reader, data.index.probe_child; raise SystemExit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
 def test_pictures_that_hang_or_crash_the_decoder_are_named_and_the_rest_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from data import probe
+    from data.index import probe
 
     monkeypatch.setattr(probe, "start_child", start_hostile(probe.start_child))
     good = picture_bytes(20, 30)
@@ -202,7 +202,7 @@ def test_a_child_that_somebody_else_kills_costs_no_picture() -> None:
     looking = PictureProbe()
     good = picture_bytes(20, 30)
     assert looking.sizes([good]) == [(20, 30)]
-    for pid in children("data.probe_child"):
+    for pid in children("data.index.probe_child"):
         os.kill(pid, signal.SIGKILL)
     assert looking.sizes([good, good]) == [(20, 30)] * 2
     looking.close()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data.encoding.tokenizer import Tokenizer
 from data.errors import FormatError
-from data.index import Index, build_index
-from data.tokenizer import Tokenizer
+from data.index.build import Index, build_index
 from tests.harness.index_damage import DAMAGED, SAMPLES, sample, tar
 
 

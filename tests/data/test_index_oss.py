@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import MismatchError, ShardFault
-from data.index import build_index, open_index
-from data.index_check import compare_with_shards
-from data.store_config import LimiterConfig, OssConfig
-from data.tokenizer import load_tokenizer
+from data.index.build import build_index, open_index
+from data.index.check import compare_with_shards
+from data.store.config import LimiterConfig, OssConfig
 from tests.harness.index_sources import make_source
 from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService

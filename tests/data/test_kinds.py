@@ -12,13 +12,13 @@ pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 
 from data.config import IGNORE
-from data.decode import ClipDecoder
-from data.encode import encode_sample, media_grid
-from data.index import build_index
-from data.media import PatchReader
+from data.encoding.encode import encode_sample, media_grid
+from data.encoding.tokenizer import Tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
+from data.loading.media import PatchReader
 from data.samples.kinds import KINDS, kind_sample
-from data.shards import write_shards
-from data.tokenizer import Tokenizer
+from data.visual.decode import ClipDecoder
 from tests.data.golden_kinds import FILE, IMAGE, VIDEO, golden_tokenizer, measured, readable
 from tests.harness.chat_judge import ChatJudge
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.images import fitted_sides
-from data.lengths import _fitted_pixels
+from data.plan.lengths import _fitted_pixels
+from data.visual.images import fitted_sides
 
 
 @settings(deadline=None, max_examples=300)

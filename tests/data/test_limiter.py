@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data import limiter as limiter_module
-from data.limiter import NodeLimiter, full_jitter, shared_folder
-from data.store_config import LimiterConfig, OssConfig
+from data.store import limiter as limiter_module
+from data.store.config import LimiterConfig, OssConfig
+from data.store.limiter import NodeLimiter, full_jitter, shared_folder
 from tests.harness.oss_limits import killed_readers
 from tests.harness.oss_readers import in_processes
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from data.config import IGNORE, DataConfig
-from data.encode import encode_sample
+from data.encoding.encode import encode_sample
+from data.encoding.tokenizer import Tokenizer
 from data.errors import MismatchError, ShardFault
-from data.index import build_index, open_index
-from data.loader import Loader
-from data.media import PatchReader
-from data.plan import Cursor, Plan, assign_rows
-from data.pool import InThread
-from data.rows import RowReader, build_reader, open_indexes
-from data.shards import write_shards
-from data.tokenizer import Tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index, open_index
+from data.loading.loader import Loader
+from data.loading.media import PatchReader
+from data.loading.pool import InThread
+from data.loading.rows import RowReader, build_reader, open_indexes
+from data.plan.plan import Cursor, Plan, assign_rows
 from data.types import PackedRow, RawSample
 from tests.data.conftest import make_samples
 
@@ -163,7 +163,7 @@ def test_an_undecodable_sample_becomes_a_placeholder_and_shifts_nothing(
 def copy_index_with_new_crc(good: Path, bad: Path, number: int) -> None:
     import google_crc32c
 
-    from data.index_file import COLUMNS, ShardInfo, write_index
+    from data.index.file import COLUMNS, ShardInfo, write_index
 
     index = open_index(good)
     columns = {name: index.columns[name].tolist() for name in COLUMNS}

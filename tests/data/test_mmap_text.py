@@ -12,13 +12,13 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from data.config import IGNORE, DataConfig, SourceConfig
+from data.encoding.tokenizer import Tokenizer
 from data.errors import FormatError, MismatchError
-from data.loader import Loader
-from data.mmap_text import TextIndex, build_text, is_text
-from data.plan import Cursor, Plan
-from data.pool import open_readers
-from data.rows import open_indexes
-from data.tokenizer import Tokenizer
+from data.index.mmap_text import TextIndex, build_text, is_text
+from data.loading.loader import Loader
+from data.loading.pool import open_readers
+from data.loading.rows import open_indexes
+from data.plan.plan import Cursor, Plan
 
 Make = Callable[..., Any]
 TEXTS = ["left and right", "one <|im_end|> two", "a " * 400, "Grüße, 世界"]

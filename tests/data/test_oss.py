@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from data.errors import MissingObject, ShardFault, StoreError
-from data.oss import OssStore
-from data.store import StoredObject, open_store
-from data.store_config import LimiterConfig, OssConfig
+from data.store.config import LimiterConfig, OssConfig
+from data.store.oss import OssStore
+from data.store.store import StoredObject, open_store
 from tests.harness.oss_readers import in_processes
 from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService
@@ -79,7 +79,7 @@ def test_a_list_of_many_pages_is_whole(service: OssService, opened: Open, monkey
     for name in names:
         service.put(f"set/pages/{name}", b"x")
         service.put(f"set/pages/{name}/inner", b"x")
-    monkeypatch.setattr("data.oss._PAGE", 5)
+    monkeypatch.setattr("data.store.oss._PAGE", 5)
     store = OssStore("oss://shards/set/pages/", opened().config)
     assert [each.name for each in store.list("")] == names
     assert service.counts["GET bucket served"] > 5

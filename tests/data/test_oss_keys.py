@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data.credentials import open_keys
 from data.errors import StoreError
-from data.oss import OssStore
+from data.store.credentials import open_keys
+from data.store.oss import OssStore
 from tests.harness.oss_cases import expiring_tokens, refused_tokens
 from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService, make_store, oss_service

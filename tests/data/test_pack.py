@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from data.formats.pack import REPORT, pack
-from data.shards import parse_sample, scan_shard
-from data.store import LocalStore
+from data.formats.shards import parse_sample, scan_shard
+from data.store.store import LocalStore
 from data.types import RawSample
 from tests.data.conftest import picture_bytes
 from tests.data.test_formats import turns

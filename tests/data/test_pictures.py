@@ -16,10 +16,10 @@ from PIL import Image, ImageFile
 
 from data.config import ImageConfig, VideoConfig
 from data.errors import BudgetError, MismatchError, SampleError
-from data.index import open_index
-from data.lengths import sample_lengths
-from data.pictures import decode_image, image_size
+from data.index.build import open_index
+from data.plan.lengths import sample_lengths
 from data.types import RawSample
+from data.visual.pictures import decode_image, image_size
 from tests.data.conftest import picture_bytes
 from tests.prove.model_data_pictures import HEIGHT, SCENE, WIDTH, Shown, chunk, exif, gallery, png, save, tiff
 
@@ -178,7 +178,7 @@ def test_the_planner_names_a_sample_that_no_rule_covers(
     shown = {"parts": [{"type": "image", "media": 0}]}
     samples = [RawSample(key=f"k{n}", content=shown, media={0: ("png", picture_bytes(30, 30 * n))}) for n in (1, 4)]
     index = open_index(make_source(samples=samples))
-    for module in ("images", "lengths"):
+    for module in ("visual.images", "plan.lengths"):
         monkeypatch.setattr(f"data.{module}.MAX_ASPECT", 3)
     with pytest.raises(BudgetError, match=r"sample 1 at mixed-000000.tar\[\d+:\d+\]: picture of 30x120 pixels"):
         sample_lengths(index, ImageConfig(), VideoConfig())

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from data.config import DataConfig, ImageConfig, SourceConfig
 from data.errors import BudgetError, MismatchError
-from data.images import image_grid
-from data.index import open_index
-from data.lengths import capped, sample_lengths, source_lengths
-from data.order import endless_order, next_window, window_shares
-from data.packing import pack
-from data.permutation import order_key, permute
-from data.plan import Cursor, Plan, assign_rows, check_same_plan
+from data.index.build import open_index
+from data.plan.lengths import capped, sample_lengths, source_lengths
+from data.plan.order import endless_order, next_window, window_shares
+from data.plan.packing import pack
+from data.plan.permutation import order_key, permute
+from data.plan.plan import Cursor, Plan, assign_rows, check_same_plan
+from data.visual.images import image_grid
 
 
 @given(st.integers(1, 3000), st.binary(min_size=1, max_size=4))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
 from tests.prove.model_data_measures import Piece, lay_out, transformers_positions
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.encoding.tokenizer import Tokenizer
 from data.errors import FormatError, MismatchError, ShardFault
-from data.index import build_index, open_index
-from data.shards import BLOCK, parse_sample, scan_shard, write_shards
-from data.store import LocalStore, StoredObject, open_store
-from data.tokenizer import Tokenizer
+from data.formats.shards import BLOCK, parse_sample, scan_shard, write_shards
+from data.index.build import build_index, open_index
+from data.store.store import LocalStore, StoredObject, open_store
 from data.types import RawSample
 from tests.data.conftest import make_samples, picture_bytes, train_tokenizer
 
@@ -131,7 +131,7 @@ def test_an_index_says_what_differs(make_source: Callable[..., Path], tokenizer:
     open_index(folder).check(tokenizer)
     other = train_tokenizer(tmp_path / "other")
     (other / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes() + b"\n")
-    from data.tokenizer import load_tokenizer
+    from data.encoding.tokenizer import load_tokenizer
 
     with open(folder / "mixed-000001.tar", "ab") as shard:
         shard.write(bytes(512))

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.config import ImageConfig, VideoConfig
-from data.encode import media_grid
+from data.encoding.encode import media_grid
 from data.types import MediaSize
-from data.video import choose_frames, choose_num_frames, frame_size, video_grid
+from data.visual.video import choose_frames, choose_num_frames, frame_size, video_grid
 from tests.prove.model_data_golden import GOLDEN_CLIPS
 
 DEFAULT = VideoConfig()

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data.config import IGNORE, DataConfig
+from data.encoding.tokenizer import Tokenizer
 from data.errors import BadSamples
-from data.index import build_index, open_index
-from data.loader import Loader
-from data.plan import Cursor, Plan
-from data.pool import InThread, Workers
-from data.rows import build_reader, open_indexes
-from data.shards import write_shards
-from data.tokenizer import Tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index, open_index
+from data.loading.loader import Loader
+from data.loading.pool import InThread, Workers
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan
 from data.types import RawSample
 from tests.data.conftest import make_samples
 from tests.data.test_loader import assert_same_row
@@ -132,7 +132,7 @@ def test_a_sample_that_ends_two_workers_becomes_a_placeholder(
 def test_workers_end_with_a_killed_trainer(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
     config = make_config(make_source(clips=False), workers=2)
     script = (
-        "import pickle, sys, time; from data.pool import Workers; "
+        "import pickle, sys, time; from data.loading.pool import Workers; "
         "workers = Workers(pickle.load(open(sys.argv[1], 'rb'))); workers.collect(30.0); "
         "print(*(w.process.pid for w in workers._workers), flush=True); time.sleep(60)"
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from data.tokenizer import SPECIAL_NAMES
+from data.encoding.tokenizer import SPECIAL_NAMES
 from tests.harness.hidden import FLOWER
 
 SPELLED = (

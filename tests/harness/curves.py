@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.config import IGNORE
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
 from data.types import PackedRow
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device

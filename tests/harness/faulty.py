@@ -53,8 +53,8 @@ class Fault:
 def lurk(fault: Fault) -> None:
     """Break this process where it passes by."""
     import train.checkpoint
-    from data.loader import Loader
-    from data.rows import RowReader
+    from data.loading.loader import Loader
+    from data.loading.rows import RowReader
     from model.vlm import ModelChunk
     from parallel.zero import ZeroOptimizer
 

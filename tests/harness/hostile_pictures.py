@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from data import probe_child
+from data.index import probe_child
 
 HANGS, CRASHES = b"hangs the decoder", b"crashes the decoder"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data import index_file
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import MismatchError
 from data.formats.stored import FORMATS, OURS
-from data.index import Index, build_index, open_index
-from data.index_check import compare_with_shards
-from data.store import LocalStore
-from data.tokenizer import load_tokenizer
+from data.index import file as index_file
+from data.index.build import Index, build_index, open_index
+from data.index.check import compare_with_shards
+from data.store.store import LocalStore
 from tests.data.conftest import train_tokenizer
 from tests.harness.index_sources import make_source, replaced
 

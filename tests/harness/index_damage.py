@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import probe
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import FormatError
-from data.index import build_index
-from data.probe import PictureProbe
-from data.shards import BLOCK
-from data.tokenizer import load_tokenizer
+from data.formats.shards import BLOCK
+from data.index import probe
+from data.index.build import build_index
+from data.index.probe import PictureProbe
 from tests.data.conftest import picture_bytes, train_tokenizer
 from tests.harness.hostile_pictures import CRASHES, HANGS, start_hostile
 from tests.harness.index_sources import Account, account, replaced

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.encoding.tokenizer import load_tokenizer
 from data.formats.pack import REPORT, pack
-from data.index import build_index
-from data.shards import parse_sample, scan_shard
-from data.store import LocalStore
-from data.tokenizer import load_tokenizer
+from data.formats.shards import parse_sample, scan_shard
+from data.index.build import build_index
+from data.store.store import LocalStore
 from data.types import RawSample
 from tests.data.conftest import picture_bytes, train_tokenizer
 from tests.data.test_shards import tar_bytes

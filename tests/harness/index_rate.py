@@ -13,9 +13,9 @@ import tokenizers
 from PIL import Image
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from data.index import Index, build_index
-from data.shards import write_shards
-from data.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import Index, build_index
 from data.types import RawSample
 from tests.data.conftest import QWEN_SPLIT
 

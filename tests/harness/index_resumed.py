@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data import index_part
+from data.encoding.tokenizer import load_tokenizer
 from data.formats.stored import FORMATS, OURS
-from data.index import build_index
-from data.tokenizer import load_tokenizer
+from data.index import part as index_part
+from data.index.build import build_index
 from tests.data.conftest import train_tokenizer
 from tests.harness.index_sources import Account, account, make_source, replaced, watch_shards
 

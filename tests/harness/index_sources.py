@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.index import Index
-from data.index_shard import ShardIndexer
-from data.shards import write_shards
-from data.store import StoredObject
+from data.formats.shards import write_shards
+from data.index.build import Index
+from data.index.shard import ShardIndexer
+from data.store.store import StoredObject
 from data.types import RawSample
 from tests.data.conftest import picture_bytes, train_tokenizer
 

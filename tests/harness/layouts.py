@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from data.plan import StepPlan
+from data.plan.plan import StepPlan
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from parallel.config import ParallelConfig

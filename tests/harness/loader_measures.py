@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.loader import Loader
-from data.plan import Cursor, Plan, assign_rows
-from data.pool import InThread, Workers
-from data.rows import build_reader, open_indexes
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.loading.loader import Loader
+from data.loading.pool import InThread, Workers
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan, assign_rows
 from data.types import PackedRow
 from tests.harness.runs import data_config, make_data
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.plan import Cursor, RowPlan
-from data.rows import RowReader
+from data.loading.rows import RowReader
+from data.plan.plan import Cursor, RowPlan
 from data.types import PackedRow
 from parallel.config import ParallelConfig
 from parallel.watch import Watch

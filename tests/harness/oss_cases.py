@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from data.oss import OssStore
+from data.store.oss import OssStore
 from tests.harness.oss_readers import in_processes
 from tests.harness.oss_samples import Outcome, Samples, read_all, store_samples
 from tests.harness.oss_server import ACCESS, SECRET

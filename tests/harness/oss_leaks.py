@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from data.oss import OssStore
+from data.store.oss import OssStore
 from tests.harness.oss_readers import in_processes
 from tests.harness.oss_samples import Outcome, Samples, read_all, store_samples
 from tests.harness.oss_service import make_store, oss_service

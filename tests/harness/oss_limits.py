@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.limiter import NodeLimiter
-from data.oss import OssStore
-from data.store_config import LimiterConfig
+from data.store.config import LimiterConfig
+from data.store.limiter import NodeLimiter
+from data.store.oss import OssStore
 from tests.harness.oss_readers import Read, in_processes, read_for
 from tests.harness.oss_service import OssService, make_store, oss_service, served_between
 

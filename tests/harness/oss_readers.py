@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data.oss import OssStore
-from data.store_stats import StoreStats
+from data.store.oss import OssStore
+from data.store.stats import StoreStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from data.index_file import Index, ShardInfo
-from data.store import ShardStore, StoredObject
-from data.store_stats import StoreStats
+from data.index.file import Index, ShardInfo
+from data.store.stats import StoreStats
+from data.store.store import ShardStore, StoredObject
 from tests.harness.oss_service import OssService
 
 SHARDS, PER_SHARD = 2, 12

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from data.oss import OssStore
-from data.store import open_store
-from data.store_config import LimiterConfig, OssConfig
+from data.store.config import LimiterConfig, OssConfig
+from data.store.oss import OssStore
+from data.store.store import open_store
 from tests.harness.oss_server import ACCESS, BUCKET, SECRET
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from data.config import ImageConfig
-from data.index import build_index
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
 from data.types import RawSample
 from launch.page import write_page
 from tests.data.conftest import picture_bytes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.config import ImageConfig
-from data.images import normalisation_table, patchify
+from data.visual.images import normalisation_table, patchify
 from model.attention import Segments
 from model.build import build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig

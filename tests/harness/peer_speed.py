@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.config import IGNORE
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
 from data.types import PackedRow
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_config import hf_config

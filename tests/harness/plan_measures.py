@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig, ImageConfig, SourceConfig
-from data.encode import media_grid
-from data.lengths import capped, sample_lengths, source_lengths
-from data.plan import Cursor, Plan, assign_rows
+from data.encoding.encode import media_grid
+from data.plan.lengths import capped, sample_lengths, source_lengths
+from data.plan.plan import Cursor, Plan, assign_rows
 from data.types import MediaSize
 
 ROW_TOKENS, ROW_PATCHES = 32768, 131072

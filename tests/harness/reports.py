@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 from data.config import DataConfig
-from data.plan import Cursor, Plan, assign_rows
-from data.rows import open_indexes
+from data.loading.rows import open_indexes
+from data.plan.plan import Cursor, Plan, assign_rows
 from parallel.config import ParallelConfig
 from parallel.grid import Grid
 from tests.harness.faulty import STEP, Fault

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
-from data.tokenizer import SPECIAL_NAMES
+from data.encoding.tokenizer import SPECIAL_NAMES
 from launch.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import data.rows
 from data.config import IGNORE
-from data.plan import RowPlan
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
+from data.loading import rows
+from data.plan.plan import RowPlan
 from data.types import EncodedSample, PackedRow
 
 PATCH_DIM = 1176
@@ -99,7 +99,7 @@ def pack(samples: list[dict[str, np.ndarray]]) -> PackedRow:
         for sample in samples
     ]
     # Looked up at the call: a planted defect replaces it.
-    return data.rows.pack_row(row, encoded, patches)
+    return rows.pack_row(row, encoded, patches)
 
 
 def random_step(

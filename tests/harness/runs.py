@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from data.config import DataConfig, SourceConfig
-from data.index import build_index
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, make_samples, train_tokenizer

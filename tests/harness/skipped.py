@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from data.config import IGNORE
-from data.index import build_index
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
 from data.types import PackedRow
 from parallel.config import ParallelConfig
 from parallel.watch import Watch

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
-from data.plan import StepPlan
+from data.plan.plan import StepPlan
 from data.types import PackedRow
 from model import balance
 from model.config import LanguageConfig, ModelConfig, VisionConfig

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.store_config import LimiterConfig, OssConfig
+from data.store.config import LimiterConfig, OssConfig
 from parallel.config import ParallelConfig
 from tests.harness.oss_cases import oss_service
 from tests.harness.oss_service import OssService
@@ -98,7 +98,7 @@ class _Saboteur:
     def _lurk(self) -> None:
         targets = {
             "decoders stopped": ("decode_child.py", signal.SIGSTOP),  # one that is idle hangs with its next clip
-            "workers killed": ("data.worker", signal.SIGKILL),
+            "workers killed": ("data.loading.worker", signal.SIGKILL),
         }
         while targets and not self._over.is_set():
             time.sleep(0.05)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.encode import encode_prompt
-from data.media import PatchReader
+from data.encoding.encode import encode_prompt
+from data.loading.media import PatchReader
 from data.types import MediaSize, RawSample
 from launch.conversation import Conversation, printable
 from launch.export import export

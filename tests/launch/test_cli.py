@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.index import open_index
-from data.shards import write_shards
+from data.formats.shards import write_shards
+from data.index.build import open_index
 from data.types import RawSample
 from launch.look import sample_lines, source_lines
 from tests.data.conftest import picture_bytes, train_tokenizer

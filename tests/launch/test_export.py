@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.chat_template import CHAT_TEMPLATE
+from data.encoding.chat_template import CHAT_TEMPLATE
 from launch.checkpoints import import_hf, list_lines, show_lines, verify_lines
 from launch.export import export, run_of
 from model.canonical import Box

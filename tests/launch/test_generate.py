@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.config import IGNORE, ImageConfig
-from data.positions import mrope_positions
+from data.encoding.positions import mrope_positions
 from data.types import EncodedSample
 from launch.generate import collate, generate, mean_loss, sampled
 from launch.questions import Prompt

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data.index import open_index
+from data.index.build import open_index
 from tests.data.conftest import picture_bytes, train_tokenizer
 from tests.harness.index_sources import make_source
 from tests.launch.test_cli import end

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import SampleError
-from data.images import image_grid, normalisation_table, patchify, resize_image
-from data.index import build_index, open_index
-from data.media import PatchReader
-from data.pictures import decode_image
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index, open_index
+from data.loading.media import PatchReader
 from data.types import Grid, RawSample
+from data.visual.images import image_grid, normalisation_table, patchify, resize_image
+from data.visual.pictures import decode_image
 from launch import paint
 from launch.look import sample_lines
 from launch.page import visible, write_page

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.index import build_index
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
 from data.types import RawSample
 from launch.questions import caption_prompts, grey_prompt, prompt_text
 from launch.quickstart import OUT, STAGES, QuickstartError, clean, make_plan, run_logged

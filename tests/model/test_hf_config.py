@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2VLConfig
 
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
 from model.config import LanguageConfig, ModelConfig
 from model.hf_config import check_sizes, config_from_hf, declared_ids, special_ids
 from tests.model.tiny import LANGUAGE, TINY, VISION, export, random_weights

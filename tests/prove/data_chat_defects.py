@@ -10,7 +10,7 @@ from tests.prove.planting import Mend, replace_name
 
 def targets_not_shifted() -> Mend:
     """A place's target is its own token."""
-    from data.encode import _Writer
+    from data.encoding.encode import _Writer
 
     def make(finish: Any) -> Any:
         def planted(self: Any) -> Any:
@@ -26,24 +26,24 @@ def targets_not_shifted() -> Mend:
 
 def results_learnt() -> Mend:
     """Tool results are the assistant's own words."""
-    import data.render
+    from data.encoding import render
 
     def make(_: Any) -> Any:
         def planted(page: Any, results: Any) -> None:
             for number, result in enumerate(results):
-                page.text(f"\n{data.render.RESULT}", learnt=number == 0)
+                page.text(f"\n{render.RESULT}", learnt=number == 0)
                 page.text(": ", learnt=False)
                 page.content(result, learnt=True)
-            page.text(f"\n{data.render.RETURN}", learnt=False)
+            page.text(f"\n{render.RETURN}", learnt=False)
 
         return planted
 
-    return replace_name(data.render, "_write_results", make)
+    return replace_name(render, "_write_results", make)
 
 
 def result_keyword_not_learnt() -> Mend:
     """Nothing teaches the model to stop for a result."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(text: Any) -> Any:
         return lambda self, value, learnt: text(self, value, learnt and "RESULT" not in value)
@@ -53,7 +53,7 @@ def result_keyword_not_learnt() -> Mend:
 
 def role_newline_learnt() -> Mend:
     """The newline after the assistant's name is learnt."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(_: Any) -> Any:
         def planted(self: Any, role: str) -> None:
@@ -68,7 +68,7 @@ def role_newline_learnt() -> Mend:
 
 def users_learnt() -> Mend:
     """What the user says is learnt."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(content: Any) -> Any:
         return lambda self, message, learnt: content(self, message, learnt or message["role"] == "user")
@@ -78,14 +78,14 @@ def users_learnt() -> Mend:
 
 def end_not_learnt() -> Mend:
     """Nothing teaches the model to end its turn."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     return replace_name(_Page, "end_turn", lambda real: lambda self, learnt: real(self, learnt=False))
 
 
 def last_newline_not_learnt() -> Mend:
     """The newline after a turn of the assistant is not learnt."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(_: Any) -> Any:
         def planted(self: Any, learnt: bool) -> None:
@@ -99,7 +99,7 @@ def last_newline_not_learnt() -> Mend:
 
 def vision_learnt() -> Mend:
     """The marker after a picture is learnt."""
-    from data.encode import _Writer
+    from data.encoding.encode import _Writer
 
     def make(visual: Any) -> Any:
         def planted(self: Any, run: Any) -> None:
@@ -113,29 +113,29 @@ def vision_learnt() -> Mend:
 
 def prefix_learnt() -> Mend:
     """A document's prefix is learnt."""
-    import data.render
+    from data.encoding import render
 
     def make(parts: Any) -> Any:
         return lambda sample: [{**part, "prefix": False} for part in parts(sample)]
 
-    return replace_name(data.render, "_document_parts", make)
+    return replace_name(render, "_document_parts", make)
 
 
 def boxes_not_learnt() -> Mend:
     """In documents boxes and references are read only."""
-    import data.render
+    from data.encoding import render
 
     def make(parts: Any) -> Any:
         return lambda sample: [
             part | ({"prefix": True} if part["type"] in ("ref", "box") else {}) for part in parts(sample)
         ]
 
-    return replace_name(data.render, "_document_parts", make)
+    return replace_name(render, "_document_parts", make)
 
 
 def texts_apart() -> Mend:
     """Each text of a message is tokenised by itself."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(text: Any) -> Any:
         def planted(self: Any, value: str, learnt: bool) -> None:
@@ -149,7 +149,7 @@ def texts_apart() -> Mend:
 
 def numbers_start_anew() -> Mend:
     """Pictures are numbered within each turn."""
-    from data.render import _Page
+    from data.encoding.render import _Page
 
     def make(open_turn: Any) -> Any:
         def planted(self: Any, role: str) -> None:
@@ -163,37 +163,37 @@ def numbers_start_anew() -> Mend:
 
 def numbers_forgotten() -> Mend:
     """Pictures have no numbers."""
-    import data.render
+    from data.encoding import render
 
     return replace_name(
-        data.render, "_flag", lambda flag: lambda sample, name: name != "add_vision_id" and flag(sample, name)
+        render, "_flag", lambda flag: lambda sample, name: name != "add_vision_id" and flag(sample, name)
     )
 
 
 def tools_forgotten() -> Mend:
     """The system message does not list the tools."""
-    import data.render
+    from data.encoding import render
 
-    return replace_name(data.render, "tools_text", lambda _: lambda tools, parallel: "")
+    return replace_name(render, "tools_text", lambda _: lambda tools, parallel: "")
 
 
 def arguments_without_spaces() -> Mend:
     """Arguments are JSON with other spacing."""
-    import data.agents
+    from data.encoding import agents
 
-    return replace_name(data.agents, "_json", lambda real: lambda value: real(value).replace(": ", ":"))
+    return replace_name(agents, "_json", lambda real: lambda value: real(value).replace(": ", ":"))
 
 
 def results_in_turns() -> Mend:
     """A result is a turn of its own, as are the words after it."""
-    import data.render
+    from data.encoding import render
 
-    return replace_name(data.render, "_results", lambda _: lambda messages, place: [])
+    return replace_name(render, "_results", lambda _: lambda messages, place: [])
 
 
 def control_tokens_in_text() -> Mend:
     """Text that spells a control token becomes one."""
-    from data.tokenizer import Tokenizer
+    from data.encoding.tokenizer import Tokenizer
 
     def make(init: Any) -> Any:
         def planted(self: Any, backend: Any, *rest: Any) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from data.config import IGNORE
-from data.decode import ClipDecoder
-from data.encode import encode_prompt, encode_sample, media_grid, visual_parts
-from data.grounding import box_text, find_boxes, part_text, unscaled
+from data.encoding.encode import encode_prompt, encode_sample, media_grid, visual_parts
+from data.encoding.grounding import box_text, find_boxes, part_text, unscaled
+from data.encoding.tokenizer import SPECIAL_NAMES, load_tokenizer
 from data.samples.kinds import KINDS
-from data.tokenizer import SPECIAL_NAMES, load_tokenizer
 from data.types import MediaSize
+from data.visual.decode import ClipDecoder
 from tests.data.golden_kinds import FILE, IMAGE, VIDEO, measured, readable
 from tests.harness.chat_judge import ChatJudge
 from tests.harness.chat_strategies import boxes, conversations

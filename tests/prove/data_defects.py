@@ -10,7 +10,7 @@ from tests.prove.planting import Mend, replace_name
 
 def packed_positions() -> Mend:
     """Positions go on from sample to sample."""
-    import data.rows
+    from data.loading import rows
 
     def make(pack_row: Any) -> Any:
         def planted(row: Any, encoded: Any, patches: Any) -> Any:
@@ -23,12 +23,12 @@ def packed_positions() -> Mend:
 
         return planted
 
-    return replace_name(data.rows, "pack_row", make)
+    return replace_name(rows, "pack_row", make)
 
 
 def row_positions() -> Mend:
     """Every token's position is its place in the row."""
-    import data.rows
+    from data.loading import rows
 
     def make(pack_row: Any) -> Any:
         def planted(row: Any, encoded: Any, patches: Any) -> Any:
@@ -37,12 +37,12 @@ def row_positions() -> Mend:
 
         return planted
 
-    return replace_name(data.rows, "pack_row", make)
+    return replace_name(rows, "pack_row", make)
 
 
 def label_mask_encoded() -> Mend:
     """A sample's mask of supervised tokens lies one place too far left."""
-    from data.encode import _Writer
+    from data.encoding.encode import _Writer
 
     def make(finish: Any) -> Any:
         def planted(self: Any) -> Any:
@@ -73,7 +73,7 @@ def label_mask_announced() -> Mend:
 
 def row_twice() -> Mend:
     """A resumed run reads the last row again."""
-    from data.plan import Cursor
+    from data.plan.plan import Cursor
 
     def make(from_dict: Any) -> Any:
         def planted(cls: Any, saved: Any) -> Any:
@@ -95,7 +95,7 @@ def moments_forgotten() -> Mend:
 
 def crc_off() -> Mend:
     """Bytes of a shard are believed as they come."""
-    from data.index_file import Index
+    from data.index.file import Index
 
     def make(_: Any) -> Any:
         def planted(self: Any, i: int) -> bytes:

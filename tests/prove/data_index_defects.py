@@ -9,17 +9,17 @@ from tests.prove.planting import Mend, replace_name
 
 def every_picture_decoded() -> Mend:
     """Readers decode all pixels though nobody asked."""
-    import data.index
+    from data.index import build as index_build
 
     def make(settings: Any) -> Any:
         return lambda **fields: settings(**fields | {"decode_pictures": True})
 
-    return replace_name(data.index, "IndexSettings", make)
+    return replace_name(index_build, "IndexSettings", make)
 
 
 def parts_in_order_of_their_names() -> Mend:
     """Parts are laid one after the other as their files lie, which is by digest."""
-    import data.index
+    from data.index import build as index_build
 
     def make(merge: Any) -> Any:
         def planted(place: Any, settings: Any, shards: Any) -> None:
@@ -27,33 +27,33 @@ def parts_in_order_of_their_names() -> Mend:
 
         return planted
 
-    return replace_name(data.index, "_merge", make)
+    return replace_name(index_build, "_merge", make)
 
 
 def no_part_is_kept() -> Mend:
     """An index that goes on starts over."""
-    import data.index_shard
+    from data.index import shard as index_shard
 
-    return replace_name(data.index_shard, "load_part", lambda _: lambda settings, shard: None)
+    return replace_name(index_shard, "load_part", lambda _: lambda settings, shard: None)
 
 
 def same_name_is_same_shard() -> Mend:
     """A part is believed of a shard of its name."""
-    from data.index_shard import ShardIndexer
+    from data.index.shard import ShardIndexer
 
     return replace_name(ShardIndexer, "_is_same", lambda _: lambda self, shard, stored: True)
 
 
 def same_size_is_same_shard() -> Mend:
     """Of a local shard only the size is compared."""
-    from data.index_shard import ShardIndexer
+    from data.index.shard import ShardIndexer
 
     return replace_name(ShardIndexer, "_is_same", lambda _: lambda self, shard, stored: shard.size == stored.size)
 
 
 def any_way_of_reading() -> Mend:
     """Parts do not remember how they were read."""
-    from data.index_part import IndexSettings
+    from data.index.part import IndexSettings
 
     original = IndexSettings.__dict__["meta"]
     IndexSettings.meta = property(lambda self: {})  # type: ignore[method-assign,assignment]
@@ -62,21 +62,21 @@ def any_way_of_reading() -> Mend:
 
 def etags_not_compared() -> Mend:
     """A shard of the same size is the same."""
-    import data.index_file
+    from data.index import file as index_file
 
     def make(info: Any) -> Any:
         return lambda **fields: info(**fields | {"etag": None})
 
-    return replace_name(data.index_file, "ShardInfo", make)
+    return replace_name(index_file, "ShardInfo", make)
 
 
 def template_not_compared() -> Mend:
     """An index of another chat template is taken."""
-    from data.index_file import Index
+    from data.index.file import Index
 
     def make(check: Any) -> Any:
         def planted(self: Any, tokenizer: Any) -> None:
-            from data import index_file
+            from data.index import file as index_file
 
             whole = Index(self.store, self.meta | {"template": index_file.TEMPLATE_DIGEST}, self.columns)
             check(whole, tokenizer)
@@ -88,7 +88,7 @@ def template_not_compared() -> Mend:
 
 def format_not_compared() -> Mend:
     """An index of another version of its format is taken."""
-    from data.index_file import Index
+    from data.index.file import Index
 
     def make(check: Any) -> Any:
         def planted(self: Any, tokenizer: Any) -> None:
@@ -104,35 +104,35 @@ def format_not_compared() -> Mend:
 
 def samples_not_compared() -> Mend:
     """`--check` looks at digests of shards alone."""
-    import data.index_check
+    from data.index import check as index_check
 
     def make(compare: Any) -> Any:
         return lambda index, shard, samples: compare(index, shard, samples[:0])
 
-    return replace_name(data.index_check, "_compare", make)
+    return replace_name(index_check, "_compare", make)
 
 
 def digests_not_compared() -> Mend:
     """`--check` looks at samples alone."""
-    import data.index_check
+    from data.index import check as index_check
 
     def make(compare: Any) -> Any:
         return lambda *of: [fault for fault in compare(*of) if " has digest " not in fault]
 
-    return replace_name(data.index_check, "_compare", make)
+    return replace_name(index_check, "_compare", make)
 
 
 def end_of_archive_unchecked() -> Mend:
     """Zero blocks end a shard, whatever follows."""
-    import data.shards
+    from data.formats import shards
 
-    return replace_name(data.shards, "_check_end", lambda _: lambda read, place, size: None)
+    return replace_name(shards, "_check_end", lambda _: lambda read, place, size: None)
 
 
 def cut_shards_end_early() -> Mend:
     """A shard that is cut ends where it is cut, as for webdataset's own reader."""
-    import data.shards
     from data.errors import FormatError
+    from data.formats import shards
 
     def make(members: Any) -> Any:
         def planted(*of: Any, **options: Any) -> Any:
@@ -144,20 +144,22 @@ def cut_shards_end_early() -> Mend:
 
         return planted
 
-    return replace_name(data.shards, "_members", make)
+    return replace_name(shards, "_members", make)
 
 
 def refused_in_silence() -> Mend:
     """A sample that is left out is not listed."""
-    from data.index_part import PartRows
+    from data.index.part import PartRows
 
     return replace_name(PartRows, "refuse", lambda _: lambda self, key, reason, torn=False: None)
 
 
 def last_member_wins() -> Mend:
     """Of two members of a name the last one is taken."""
-    from data import index_file, index_shard, shards
+    from data.formats import shards
     from data.formats.stored import FORMATS
+    from data.index import file as index_file
+    from data.index import shard as index_shard
 
     def planted(stored: bytes, format_name: str = "triptych") -> Any:
         found, key = {}, ""
@@ -171,27 +173,27 @@ def last_member_wins() -> Mend:
 
 def keys_may_come_back() -> Mend:
     """A key that was there before is another sample."""
-    import data.shards
+    from data.formats import shards
 
     def make(stored: Any) -> Any:
         return lambda group, stream, seen: stored(group, stream, set())
 
-    return replace_name(data.shards, "_stored", make)
+    return replace_name(shards, "_stored", make)
 
 
 def unused_members_kept() -> Mend:
     """Pictures that no part shows do not matter."""
-    import data.measure
+    from data.index import measure
 
     def make(_: Any) -> Any:
-        return lambda raw: [pair for pair in data.measure.visual_parts(raw.content) if pair[1] in raw.media]
+        return lambda raw: [pair for pair in measure.visual_parts(raw.content) if pair[1] in raw.media]
 
-    return replace_name(data.measure, "shown_media", make)
+    return replace_name(measure, "shown_media", make)
 
 
 def a_crash_ends_the_batch() -> Mend:
     """All that was asked about with a picture that crashes goes with it."""
-    from data.probe import PictureProbe
+    from data.index.probe import PictureProbe
 
     def make(ask: Any) -> Any:
         def planted(self: Any, pictures: Any) -> Any:
@@ -205,7 +207,7 @@ def a_crash_ends_the_batch() -> Mend:
 
 def the_next_is_blamed() -> Mend:
     """The picture after the one that ended the decoder is left out."""
-    from data.probe import PictureProbe
+    from data.index.probe import PictureProbe
 
     def make(sizes: Any) -> Any:
         def planted(self: Any, pictures: Any) -> Any:

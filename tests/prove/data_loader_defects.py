@@ -8,7 +8,7 @@ from tests.prove.planting import Mend, replace_name
 
 def rows_as_they_come() -> Mend:
     """A step's rows are in the order in which workers were done with them."""
-    import data.loader
+    from data.loading import loader
 
     def make(joined: Any) -> Any:
         def planted(step: Any) -> Any:
@@ -18,12 +18,12 @@ def rows_as_they_come() -> Mend:
 
         return planted
 
-    return replace_name(data.loader, "_joined", make)
+    return replace_name(loader, "_joined", make)
 
 
 def rows_kept() -> Mend:
     """Rows are remembered after they were trained on."""
-    from data.loader import Loader
+    from data.loading.loader import Loader
 
     kept: list[Any] = []
 

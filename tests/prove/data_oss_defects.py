@@ -13,7 +13,7 @@ from tests.prove.planting import Mend, replace_name
 
 def range_check_off() -> Mend:
     """What comes is taken for the range that was asked for."""
-    from data.oss_download import Download
+    from data.store.oss_download import Download
 
     def make(_: Any) -> Any:
         def planted(self: Any, result: Any, first: int) -> int:
@@ -41,7 +41,7 @@ def no_if_match() -> Mend:
 
 def etag_not_looked_at() -> Mend:
     """Neither side looks at the object's etag."""
-    from data.oss_download import Download
+    from data.store.oss_download import Download
 
     mend = no_if_match()
 
@@ -63,7 +63,7 @@ def etag_not_looked_at() -> Mend:
 
 def start_over() -> Mend:
     """A body that broke is asked for from its beginning."""
-    from data.oss_download import Download
+    from data.store.oss_download import Download
 
     def make(go_on: Any) -> Any:
         def planted(self: Any, call: Any) -> bytes:
@@ -77,7 +77,7 @@ def start_over() -> Mend:
 
 def cut_body_taken() -> Mend:
     """A body that ends early is what there is."""
-    from data.oss_download import Download
+    from data.store.oss_download import Download
 
     def make(_: Any) -> Any:
         def planted(self: Any, call: Any, response: Any, due: int, request_id: str) -> None:
@@ -90,9 +90,9 @@ def cut_body_taken() -> Mend:
 
 def slow_body_awaited() -> Mend:
     """Only the socket's own timeout ends a body."""
-    import data.oss_download
+    from data.store import oss_download
 
-    return replace_name(data.oss_download, "time", lambda _: SimpleNamespace(monotonic=lambda: 0.0))
+    return replace_name(oss_download, "time", lambda _: SimpleNamespace(monotonic=lambda: 0.0))
 
 
 def no_read_timeout() -> Mend:
@@ -107,7 +107,7 @@ def no_read_timeout() -> Mend:
 
 def limiter_of_a_process() -> Mend:
     """Every process has a limiter of its own, with the whole budget."""
-    from data.limiter import NodeLimiter
+    from data.store.limiter import NodeLimiter
 
     def make(open_file: Any) -> Any:
         def planted(self: Any) -> int:
@@ -120,14 +120,14 @@ def limiter_of_a_process() -> Mend:
 
 def rejections_not_told() -> Mend:
     """The rate does not follow rejections."""
-    from data.limiter import NodeLimiter
+    from data.store.limiter import NodeLimiter
 
     return replace_name(NodeLimiter, "rejected", lambda _: lambda self, code: None)
 
 
 def delays_not_heeded() -> Mend:
     """The rate follows neither what the service says it held back nor latency."""
-    from data.limiter import NodeLimiter
+    from data.store.limiter import NodeLimiter
 
     def make(served: Any) -> Any:
         return lambda self, nbytes, latency, delayed: served(self, nbytes, 0.0, False)
@@ -137,7 +137,7 @@ def delays_not_heeded() -> Mend:
 
 def deep_cuts() -> Mend:
     """Every rejection takes nine tenths of the rate."""
-    from data.limiter import NodeLimiter
+    from data.store.limiter import NodeLimiter
 
     def make(cut: Any) -> Any:
         def planted(self: Any, bucket: Any, now: float) -> None:
@@ -152,16 +152,16 @@ def deep_cuts() -> Mend:
 
 def retries_without_budget() -> Mend:
     """Every refused request is sent again."""
-    from data.limiter import NodeLimiter
+    from data.store.limiter import NodeLimiter
 
     return replace_name(NodeLimiter, "may_retry", lambda _: lambda self: True)
 
 
 def retries_without_jitter() -> Mend:
     """Every reader waits equally long, and short."""
-    import data.oss_requests
+    from data.store import oss_requests
 
-    return replace_name(data.oss_requests, "full_jitter", lambda _: lambda attempt, first, longest: first / 10)
+    return replace_name(oss_requests, "full_jitter", lambda _: lambda attempt, first, longest: first / 10)
 
 
 def storm() -> Mend:
@@ -172,7 +172,7 @@ def storm() -> Mend:
 
 def limiter_kept_by_the_dead() -> Mend:
     """A lock that is a file, which a killed process leaves behind."""
-    import data.limiter
+    from data.store import limiter
 
     def make(fcntl: Any) -> Any:
         def flock(descriptor: int, operation: int) -> None:
@@ -192,26 +192,26 @@ def limiter_kept_by_the_dead() -> Mend:
 
         return SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_UN=fcntl.LOCK_UN)
 
-    return replace_name(data.limiter, "fcntl", make)
+    return replace_name(limiter, "fcntl", make)
 
 
 def keys_fetched_by_everyone() -> Mend:
     """Each process fetches temporary keys for itself."""
-    from data.credentials import _OncePerNode
+    from data.store.credentials import _OncePerNode
 
     return replace_name(_OncePerNode, "_kept", lambda _: lambda self, stale: None)
 
 
 def keys_not_renewed() -> Mend:
     """Keys are fetched once and for all."""
-    from data.credentials import OssKeys
+    from data.store.credentials import OssKeys
 
     return replace_name(OssKeys, "is_fresh", lambda _: property(lambda self: True))
 
 
 def session_of_the_parent() -> Mend:
     """A forked process goes on with its parent's connections and counts."""
-    from data.oss_requests import OssRequests
+    from data.store.oss_requests import OssRequests
 
     return replace_name(OssRequests, "here", lambda _: property(lambda self: self._here))
 
@@ -225,38 +225,38 @@ def connections_thrown_away() -> Mend:
 
 def texts_of_the_service() -> Mend:
     """Errors quote what the service says in full."""
-    import data.oss_errors
+    from data.store import oss_errors
 
     def make(of_service: Any) -> Any:
         def planted(error: Any) -> Any:
             fault = of_service(error)
-            return data.oss_errors.RequestFault(kind=fault.kind, text=str(error), request_id=fault.request_id)
+            return oss_errors.RequestFault(kind=fault.kind, text=str(error), request_id=fault.request_id)
 
         return planted
 
-    return replace_name(data.oss_errors, "_of_service", make)
+    return replace_name(oss_errors, "_of_service", make)
 
 
 def client_logs_all() -> Mend:
     """oss2 logs what it likes."""
-    import data.oss_requests
+    from data.store import oss_requests
 
     def make(get_logger: Any) -> Any:
         return lambda name: SimpleNamespace(setLevel=lambda level: get_logger(name).setLevel("DEBUG"))
 
-    return replace_name(data.oss_requests, "getLogger", make)
+    return replace_name(oss_requests, "getLogger", make)
 
 
 def no_request_in_errors() -> Mend:
     """Errors do not say which request they are of."""
-    import data.oss_requests
+    from data.store import oss_requests
 
     def make(classify: Any) -> Any:
         from dataclasses import replace
 
         return lambda error: replace(classify(error), request_id="none")
 
-    return replace_name(data.oss_requests, "classify", make)
+    return replace_name(oss_requests, "classify", make)
 
 
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {

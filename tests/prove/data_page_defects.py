@@ -9,37 +9,37 @@ from tests.prove.planting import Mend, replace_name
 
 def boxes_not_scaled() -> Mend:
     """Pixels are written as they are."""
-    import data.grounding
+    from data.encoding import grounding
 
-    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: min(int(value), 999))
+    return replace_name(grounding, "_nearest", lambda _: lambda value, side: min(int(value), 999))
 
 
 def boxes_rounded_down() -> Mend:
     """Numbers go to the thousandth below."""
-    import data.grounding
+    from data.encoding import grounding
 
-    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: min(int(value * 1000 / side), 999))
+    return replace_name(grounding, "_nearest", lambda _: lambda value, side: min(int(value * 1000 / side), 999))
 
 
 def width_for_height() -> Mend:
     """Both directions are scaled by the width."""
-    import data.grounding
+    from data.encoding import grounding
 
     def make(_: Any) -> Any:
         def planted(box: Any, scale: Any) -> Any:
             width, _ = (scale, scale) if isinstance(scale, int) else scale
-            return tuple(data.grounding._nearest(side, width) for side in box)
+            return tuple(grounding._nearest(side, width) for side in box)
 
         return planted
 
-    return replace_name(data.grounding, "thousandths", make)
+    return replace_name(grounding, "thousandths", make)
 
 
 def far_edge_1000() -> Mend:
     """The far edge is written as 1000."""
-    import data.grounding
+    from data.encoding import grounding
 
-    return replace_name(data.grounding, "_nearest", lambda _: lambda value, side: int(value * 1000 / side + 0.5))
+    return replace_name(grounding, "_nearest", lambda _: lambda value, side: int(value * 1000 / side + 0.5))
 
 
 def autoescape_off() -> Mend:

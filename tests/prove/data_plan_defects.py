@@ -10,7 +10,7 @@ from tests.prove.planting import Mend, replace_name
 
 def drawn_anew() -> Mend:
     """Samples are drawn at random, as a loader without an order does."""
-    import data.plan
+    from data.plan import plan
 
     def make(_: Any) -> Any:
         def planted(seed: int, name: str, size: int, start: int, count: int, run_length: int = 1) -> Any:
@@ -18,32 +18,32 @@ def drawn_anew() -> Mend:
 
         return planted
 
-    return replace_name(data.plan, "endless_order", make)
+    return replace_name(plan, "endless_order", make)
 
 
 def patches_uncounted() -> Mend:
     """Rows are packed by tokens alone."""
-    import data.plan
+    from data.plan import plan
 
     def make(pack: Any) -> Any:
         return lambda tokens, patches, most_tokens, _: pack(tokens, np.zeros_like(patches), most_tokens, 0)
 
-    return replace_name(data.plan, "pack", make)
+    return replace_name(plan, "pack", make)
 
 
 def tokens_as_samples() -> Mend:
     """Weights of tokens are taken for weights of samples."""
-    import data.plan
+    from data.plan import plan
 
     def make(window_shares: Any) -> Any:
         return lambda config, tokens: window_shares(config, [np.ones(1, dtype=np.int64) for _ in tokens])
 
-    return replace_name(data.plan, "window_shares", make)
+    return replace_name(plan, "window_shares", make)
 
 
 def first_fit() -> Mend:
     """Samples go into rows in their order, each row closed when the next one does not fit."""
-    import data.plan
+    from data.plan import plan
 
     def make(_: Any) -> Any:
         def planted(tokens: Any, patches: Any, most_tokens: int, most_patches: int) -> Any:
@@ -57,12 +57,12 @@ def first_fit() -> Mend:
 
         return planted
 
-    return replace_name(data.plan, "pack", make)
+    return replace_name(plan, "pack", make)
 
 
 def shrunk_by_half() -> Mend:
     """The loader shrinks pictures less than the plan counts on."""
-    import data.lengths
+    from data.plan import lengths
 
     def make(fitting_cap: Any) -> Any:
         def planted(config: Any, sizes: Any, text: int) -> Any:
@@ -71,7 +71,7 @@ def shrunk_by_half() -> Mend:
 
         return planted
 
-    return replace_name(data.lengths, "_fitting_cap", make)
+    return replace_name(lengths, "_fitting_cap", make)
 
 
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {

@@ -12,24 +12,24 @@ from tests.prove.planting import Mend, replace_name
 
 def checksums_off() -> Mend:
     """Every checksum of the cache is 0."""
-    import data.cache_file
+    from data.visual import cache_file
 
-    return replace_name(data.cache_file, "google_crc32c", lambda _: SimpleNamespace(value=lambda _: 0))
+    return replace_name(cache_file, "google_crc32c", lambda _: SimpleNamespace(value=lambda _: 0))
 
 
 def slow_checksum() -> Mend:
     """Frames are checked by a digest that a few hundred MB a second pass through."""
-    import data.cache_file
+    from data.visual import cache_file
 
     def value(data: Any) -> int:
         return int.from_bytes(hashlib.md5(data).digest()[:4], "little")
 
-    return replace_name(data.cache_file, "google_crc32c", lambda _: SimpleNamespace(value=value))
+    return replace_name(cache_file, "google_crc32c", lambda _: SimpleNamespace(value=value))
 
 
 def key_without_indices() -> Mend:
     """The cache's key does not say which frames."""
-    from data.decode import ClipRequest
+    from data.visual.decode import ClipRequest
 
     def digest(self: Any) -> str:
         return hashlib.blake2b(self.data + bytes([self.height // 4, self.width // 4]), digest_size=16).hexdigest()
@@ -39,7 +39,7 @@ def key_without_indices() -> Mend:
 
 def key_without_size() -> Mend:
     """The cache's key does not say how large the frames are."""
-    from data.decode import ClipRequest
+    from data.visual.decode import ClipRequest
 
     def digest(self: Any) -> str:
         return hashlib.blake2b(self.data + self.indices.tobytes(), digest_size=16).hexdigest()
@@ -49,31 +49,31 @@ def key_without_size() -> Mend:
 
 def evicted_by_age() -> Mend:
     """What was read longest ago goes first, whatever the plan says."""
-    import data.cache_room
+    from data.visual import cache_room
 
     def by_age(entries: Any) -> Any:
         return [(entry, None) for entry in sorted(entries, key=lambda entry: entry.used)]
 
-    return replace_name(data.cache_room, "eviction_order", lambda _: by_age)
+    return replace_name(cache_room, "eviction_order", lambda _: by_age)
 
 
 def evicted_nearest_first() -> Mend:
     """What is needed next goes first."""
-    import data.cache_room
+    from data.visual import cache_room
 
-    return replace_name(data.cache_room, "eviction_order", lambda order: lambda entries: order(entries)[::-1])
+    return replace_name(cache_room, "eviction_order", lambda order: lambda entries: order(entries)[::-1])
 
 
 def hang_forgotten() -> Mend:
     """No decoder's failure is remembered."""
-    from data.decode_verdicts import Verdicts
+    from data.visual.decode_verdicts import Verdicts
 
     return replace_name(Verdicts, "reason", lambda _: lambda *_: None)
 
 
 def hang_not_told() -> Mend:
     """A decoder's failure is remembered by its process alone."""
-    from data.decode_verdicts import Verdicts
+    from data.visual.decode_verdicts import Verdicts
 
     def make(add: Any) -> Any:
         return lambda self, request, decoder, reason, limits, shared: add(self, request, decoder, reason, limits, False)
@@ -83,9 +83,9 @@ def hang_not_told() -> Mend:
 
 def no_second_opinion() -> Mend:
     """decord alone says what is a bad clip."""
-    import data.decode
+    from data.visual import decode
 
-    return replace_name(data.decode, "DECODERS", lambda decoders: decoders[:1])
+    return replace_name(decode, "DECODERS", lambda decoders: decoders[:1])
 
 
 def decord_believed() -> Mend:
@@ -102,21 +102,21 @@ def orphans() -> Mend:
 
 def unfinished_never_swept() -> Mend:
     """What a killed writer left stays."""
-    import data.cache_room
+    from data.visual import cache_room
 
-    return replace_name(data.cache_room, "_abandoned", lambda _: lambda part: False)
+    return replace_name(cache_room, "_abandoned", lambda _: lambda part: False)
 
 
 def bound_forgotten() -> Mend:
     """Nobody counts what the others have written."""
-    import data.cache_room
+    from data.visual import cache_room
 
-    return replace_name(data.cache_room, "_read_account", lambda _: lambda lock: data.cache_room.Account(used=0))
+    return replace_name(cache_room, "_read_account", lambda _: lambda lock: cache_room.Account(used=0))
 
 
 def full_disk_raises() -> Mend:
     """A disk's failure goes up to the trainer."""
-    from data.decode_cache import DecodeCache
+    from data.visual.decode_cache import DecodeCache
 
     return replace_name(DecodeCache, "_bypass", lambda _: lambda self: nullcontext())
 
@@ -125,8 +125,7 @@ def anything_is_ours() -> Mend:
     """A file is the cache's if it is where the cache's files are."""
     import os
 
-    import data.cache_room
-    import data.decode_cache
+    from data.visual import cache_room, decode_cache
 
     def opened(path: Any, flags: int = os.O_RDONLY) -> int | None:
         try:
@@ -134,7 +133,7 @@ def anything_is_ours() -> Mend:
         except OSError:
             return None
 
-    mends = [replace_name(place, "open_own", lambda _: opened) for place in (data.cache_room, data.decode_cache)]
+    mends = [replace_name(place, "open_own", lambda _: opened) for place in (cache_room, decode_cache)]
     return lambda: [mend() for mend in mends] and None
 
 

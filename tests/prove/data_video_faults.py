@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data import decode_child
-from data.cache_file import HEADER_BYTES
 from data.config import IGNORE, DataConfig, SourceConfig, VideoConfig
-from data.decode_cache import DecodeCache
-from data.index import build_index
-from data.media import PatchReader
-from data.plan import Cursor, Plan
-from data.rows import build_reader, open_indexes
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
+from data.loading.media import PatchReader
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan
 from data.types import MediaSize, RawSample
+from data.visual import decode_child
+from data.visual.cache_file import HEADER_BYTES
+from data.visual.decode_cache import DecodeCache
 from tests.data.cache_workers import kill_and_replace, killed_writer, planted_hammer, used_bytes
 from tests.data.changed_child import before_each_answer, changed_child
 from tests.data.clips import numbered_clips

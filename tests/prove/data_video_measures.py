@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from data import decode_child
-from data.cache_file import HEADER_BYTES, Use
 from data.config import ImageConfig, VideoConfig
-from data.decode import ClipDecoder, ClipRequest
-from data.decode_cache import DecodeCache, frame_key
 from data.errors import SampleError
-from data.media import PatchReader
+from data.loading.media import PatchReader
 from data.types import MediaSize, RawSample
+from data.visual import decode_child
+from data.visual.cache_file import HEADER_BYTES, Use
+from data.visual.decode import ClipDecoder, ClipRequest
+from data.visual.decode_cache import DecodeCache, frame_key
 from tests.data.cache_workers import FILE_BYTES, frames_of, key_of
 from tests.data.changed_child import before_each_answer, changed_child
 from tests.data.clips import FRAMES, HEIGHT, WIDTH, encode_scene, numbered_clips, read_number

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 import tests.harness.layouts as layouts
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import ShardFault
-from data.index import open_index
-from data.plan import Cursor, Plan
-from data.rows import build_reader, open_indexes
-from data.tokenizer import load_tokenizer
+from data.index.build import open_index
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
 from tests.harness.parity import CASES

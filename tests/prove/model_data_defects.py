@@ -12,24 +12,24 @@ from tests.prove.planting import Mend, replace_name
 
 def exif_ignored() -> Mend:
     """Pictures stay as the camera stored them."""
-    import data.pictures
+    from data.visual import pictures
 
-    return replace_name(data.pictures, "_orientation", lambda _: lambda picture, data: 1)
+    return replace_name(pictures, "_orientation", lambda _: lambda picture, data: 1)
 
 
 def wide_saturated() -> Mend:
     """16-bit greys above 255 become white, as Pillow converts them."""
-    import data.pictures
+    from data.visual import pictures
 
     def saturate(picture: Any) -> Image.Image:
         return Image.fromarray(np.asarray(picture).clip(0, 255).astype(np.uint8)).convert("RGB")
 
-    return replace_name(data.pictures, "_from_wide", lambda _: saturate)
+    return replace_name(pictures, "_from_wide", lambda _: saturate)
 
 
 def alpha_dropped() -> Mend:
     """What is see-through shows the colour beneath it."""
-    import data.pictures
+    from data.visual import pictures
 
     def make(to_rgb: Any) -> Any:
         def planted(picture: Any, data: bytes) -> Image.Image:
@@ -37,22 +37,22 @@ def alpha_dropped() -> Mend:
 
         return planted
 
-    return replace_name(data.pictures, "_to_rgb", make)
+    return replace_name(pictures, "_to_rgb", make)
 
 
 def bilinear() -> Mend:
     """Pictures are resized with the wrong filter."""
-    import data.media
+    from data.loading import media
 
     def resize(picture: Image.Image, grid: Any) -> np.ndarray:
         return np.asarray(picture.resize((grid.width, grid.height), Image.Resampling.BILINEAR))[None]
 
-    return replace_name(data.media, "resize_image", lambda _: resize)
+    return replace_name(media, "resize_image", lambda _: resize)
 
 
 def sizes_rounded_up() -> Mend:
     """Half a visual token counts as a whole one, where Python rounds to the even number."""
-    import data.images
+    from data.visual import images
 
     def make(smart_resize: Any) -> Any:
         def planted(height: int, width: int, factor: int, *limits: int) -> Any:
@@ -60,13 +60,13 @@ def sizes_rounded_up() -> Mend:
 
         return planted
 
-    return replace_name(data.images, "smart_resize", make)
+    return replace_name(images, "smart_resize", make)
 
 
 def nameless_errors() -> Mend:
     """A flawed picture is reported without saying which."""
-    import data.index
     from data.errors import SampleError
+    from data.index import build as index_build
 
     def make(measure: Any) -> Any:
         def planted(*arguments: Any) -> Any:
@@ -77,12 +77,12 @@ def nameless_errors() -> Mend:
 
         return planted
 
-    return replace_name(data.index, "measure", make)
+    return replace_name(index_build, "measure", make)
 
 
 def text_after_area() -> Mend:
     """Text after a clip goes on by height and width alone, as in transformers."""
-    import data.encode
+    from data.encoding import encode
 
     def make(_: Any) -> Any:
         def planted(num_tokens: int, spans: Any) -> np.ndarray:
@@ -97,40 +97,40 @@ def text_after_area() -> Mend:
 
         return planted
 
-    return replace_name(data.encode, "mrope_positions", make)
+    return replace_name(encode, "mrope_positions", make)
 
 
 def height_width_swapped() -> Mend:
     """Rows are counted on the width axis, columns on the height axis."""
-    import data.encode
+    from data.encoding import encode
 
-    return replace_name(data.encode, "mrope_positions", lambda real: lambda *arguments: real(*arguments)[[0, 2, 1]])
+    return replace_name(encode, "mrope_positions", lambda real: lambda *arguments: real(*arguments)[[0, 2, 1]])
 
 
 def cap_off() -> Mend:
     """Frames keep the size that the rules without a cap give."""
-    import data.video
+    from data.visual import video
 
-    return replace_name(data.video, "tokens_per_temporal_patch", lambda _: lambda *_: 1 << 40)
+    return replace_name(video, "tokens_per_temporal_patch", lambda _: lambda *_: 1 << 40)
 
 
 def thinning_off() -> Mend:
     """Frames shrink to one token before any is left out."""
-    import data.video
+    from data.visual import video
 
-    return replace_name(data.video, "LEAST_TOKENS", lambda _: 1)
+    return replace_name(video, "LEAST_TOKENS", lambda _: 1)
 
 
 def first_frames() -> Mend:
     """As many frames as planned, but from the start of the clip on."""
-    import data.media
+    from data.loading import media
 
-    return replace_name(data.media, "choose_frames", lambda real: lambda *arguments: np.arange(len(real(*arguments))))
+    return replace_name(media, "choose_frames", lambda real: lambda *arguments: np.arange(len(real(*arguments))))
 
 
 def still_moves() -> Mend:
     """The second frame of a still picture is black."""
-    import data.media
+    from data.loading import media
 
     def make(resize_image: Any) -> Any:
         def planted(*arguments: Any) -> np.ndarray:
@@ -139,7 +139,7 @@ def still_moves() -> Mend:
 
         return planted
 
-    return replace_name(data.media, "resize_image", make)
+    return replace_name(media, "resize_image", make)
 
 
 MODEL_DATA_PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {

@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageOps
 
-from data import encode
 from data.config import DataConfig, ImageConfig, SourceConfig, VideoConfig
-from data.index import build_index
-from data.lengths import sample_lengths
-from data.media import PatchReader
-from data.pictures import decode_image, image_size
-from data.plan import RowPlan
-from data.rows import build_reader
-from data.shards import write_shards
-from data.tokenizer import load_tokenizer
+from data.encoding import encode
+from data.encoding.tokenizer import load_tokenizer
+from data.formats.shards import write_shards
+from data.index.build import build_index
+from data.loading.media import PatchReader
+from data.loading.rows import build_reader
+from data.plan.lengths import sample_lengths
+from data.plan.plan import RowPlan
 from data.types import MediaSize, RawSample
-from data.video import choose_frames
+from data.visual.pictures import decode_image, image_size
+from data.visual.video import choose_frames
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.prove.model_data_golden import GOLDEN_CLIPS, GOLDEN_SIZES
 from tests.prove.model_data_pictures import exif, gallery, tiff

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import train.balance
-from data.index import open_index
-from data.plan import Cursor, Plan
-from data.rows import build_reader, open_indexes
-from data.tokenizer import load_tokenizer
+from data.encoding.tokenizer import load_tokenizer
+from data.index.build import open_index
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan
 from model.flops import Work, row_work
 from parallel.config import ParallelConfig
 from tests.harness.layouts import STAGES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.plan import Cursor, RowPlan, StepPlan
+from data.plan.plan import Cursor, RowPlan, StepPlan
 from model.flops import Work, step_flops
 from train.config import RunConfig
 from train.metrics import Metrics

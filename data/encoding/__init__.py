@@ -1,0 +1,1 @@
+"""From the JSON of a sample to tokens, targets and positions."""

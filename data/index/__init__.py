@@ -1,0 +1,1 @@
+"""What the plan knows of a source without reading it: built by many readers, checked, opened."""

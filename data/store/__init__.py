@@ -1,0 +1,1 @@
+"""Where shards lie: one interface, with local folders and object storage behind it."""
