@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import cast
 
 import numpy as np
@@ -56,9 +57,8 @@ SMALL = ModelConfig(
 )
 _MIXED = ((40, (1, 2, 2)), (300, (1, 12, 12)), (80, (1, 6, 6)), (120, (1, 8, 8))) * 2
 """Tokens and picture of each microbatch."""
-_TEXTS = (48, 64, 80, 64) * 4
-"""Tokens of each microbatch beside its picture; as many microbatches as keep filling and draining, which no split
-changes, at a sixteenth of the step."""
+_TEXTS = (48, 64, 80, 64)
+"""Tokens of microbatches beside their picture, over and over."""
 _GRIDS = [(1, rows, rows + more) for rows in range(2, 60, 2) for more in (0, 2)]
 
 
@@ -184,10 +184,13 @@ class Splits:
     """None where the two are the same."""
 
 
-def time_splits(stage: str, vision: float, pairs: int) -> Splits:
+def time_splits(stage: str, vision: float, pairs: int, microbatches: int = 8) -> Splits:
     """`parallel.split=auto` (second) over an even split (first) on two pipeline stages, where the vision tower has
-    about the given share of the FLOPs."""
-    rows, work = mixture(stage, vision)
+    about the given share of the FLOPs.
+
+    Filling and draining the pipeline, which no split changes, is one part in `microbatches` of a step.
+    """
+    rows, work = mixture(stage, vision, microbatches)
     even = ParallelConfig(pipeline=2)
     # Looked up at the call: a planted defect replaces it.
     auto = balance.balanced_split(TIMED, even, STAGES[stage], work)
@@ -218,13 +221,14 @@ def _in_turn_on(first: ParallelConfig, second: ParallelConfig, stage: str, rows:
     return timing
 
 
-def mixture(stage: str, vision: float) -> tuple[list[PackedRow], Work]:
+def mixture(stage: str, vision: float, microbatches: int = 8) -> tuple[list[PackedRow], Work]:
     """Rows of one picture and some text each, with pictures of the size that brings the vision tower nearest to the
     given share of the FLOPs of `stage`."""
     vocab_size, generator = TIMED.language.vocab_size, np.random.default_rng(0)
     works = {grid: _work(grid) for grid in _GRIDS}
     grid = min(_GRIDS, key=lambda grid: abs(vision_share(stage, works[grid]) - vision))
-    rows = [sized_row(generator, vocab_size, grid[1] * grid[2] // 4 + text, [grid]) for text in _TEXTS]
+    texts = islice(cycle(_TEXTS), microbatches)
+    rows = [sized_row(generator, vocab_size, grid[1] * grid[2] // 4 + text, [grid]) for text in texts]
     return rows, works[grid]
 
 

@@ -13,8 +13,9 @@ PAIRS = 11
 SHORT_PAIRS = 31
 """Where a step takes a fifth of a second."""
 STAGES = ("stage1", "stage2", "stage3")
-SHARES = ((0.15, 1.00), (0.35, 0.90), (0.50, 0.90))
-"""Vision tower's share of the FLOPs, about, and what a step may take of an even split's."""
+SHARES = ((0.15, 1.00, 8), (0.35, 0.90, 16), (0.50, 0.90, 8))
+"""Vision tower's share of the FLOPs, about, what a step may take of an even split's, and microbatches: where there is
+little to win, filling and draining the pipeline must not hide it."""
 RACES = {
     # Samples in a padded batch of theirs, rows of ours, limit.
     "equal lengths": ("equal", 4, 2, 1.0),
@@ -29,7 +30,9 @@ def cases() -> dict[str, Case]:
         f"times/handshake/PP{pipeline}/{stage}": _handshake(pipeline, stage) for pipeline in (2, 4) for stage in STAGES
     }
     found |= {
-        f"times/split/{stage}/{share:.0%}": _split(stage, share, limit) for stage in STAGES for share, limit in SHARES
+        f"times/split/{stage}/{share:.0%}": _split(stage, share, limit, microbatches)
+        for stage in STAGES
+        for share, limit, microbatches in SHARES
     }
     found |= {f"times/interleaved/{stage}": _interleaved(stage) for stage in STAGES}
     return found | {f"times/peer/{name}": _peer(name) for name in RACES}
@@ -54,11 +57,13 @@ def _handshake(pipeline: int, stage: str) -> Case:
     return Case(item=3, names=names, run=run)
 
 
-def _split(stage: str, share: float, limit: float) -> Case:
+def _split(stage: str, share: float, limit: float, microbatches: int) -> Case:
     names = tuple(f"PP2 {stage}, vision about {share:.0%}: {what}" for what in ("split=auto", "its busiest rank"))
 
     def run(context: Context) -> list[Cell]:
-        ranks: list[Splits] = context.run(2, time_splits, stage=stage, vision=share, pairs=PAIRS)
+        ranks: list[Splits] = context.run(
+            2, time_splits, stage=stage, vision=share, pairs=PAIRS, microbatches=microbatches
+        )
         found = ranks[0]
         split = f"{list(found.even)} to {list(found.auto)}, vision {found.vision:.1%}"
         timings = [rank.timing for rank in ranks if rank.timing is not None]
