@@ -21,11 +21,11 @@ class BadSamples(RuntimeError):
     """More samples are bad than the recipe allows; the message has the numbers and the last of them."""
 
 
-class ShardFault(RuntimeError):
+class ShardFault(OSError):
     """Stored bytes differ from what was indexed, twice in a row: an environment fault, never skipped over."""
 
 
-class StoreError(RuntimeError):
+class StoreError(OSError):
     """An object store does not give what was asked, whatever was tried: ends the job. Names object, range, request."""
 
 

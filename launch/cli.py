@@ -12,6 +12,7 @@ from launch.cli_data import add_index, add_pack, add_source, at_least_one, reach
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
+INTERRUPTED = 130  # and for one that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has gone, as in `| head`: nobody is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there at exit
         status = CLOSED_PIPE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
     except (ValueError, OSError) as fault:  # what users can cause and cure; anything else is ours and keeps its trace
         print(f"triptych: {fault}", file=sys.stderr)
         status = 2
@@ -69,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
     inspect.add_argument("--samples", type=at_least_one, default=12, help="on the page, taken evenly; default: 12")
     inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample or --html: what a run of it is fed")
+    inspect.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe: data.tokenizer=FOLDER")
     inspect.set_defaults(command=_inspect)
 
     _add_chat(commands.add_parser("chat", help="talk to a trained model"))
@@ -208,7 +213,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from launch.look import open_named, sample_lines, source_lines
     from train.resolve import compose
 
-    data = compose(options.config_name).data if options.config_name else None
+    data = compose(options.config_name, options.overrides).data if options.config_name else None
     index = open_named(options.source, options.index, data, reach(options, data.oss if data else None))
     _tell(source_lines(options.source, index))
     if options.sample is not None:

@@ -43,9 +43,16 @@ def add_source(parser: argparse.ArgumentParser, what: str) -> None:
         "--oss",
         nargs="+",
         metavar="KEY=VALUE",
+        type=_key_value,
         default=[],
         help="how oss:// is reached, as data.oss in a recipe: region=cn-hangzhou credentials=file:keys.json",
     )
+
+
+def _key_value(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE; the source comes before --oss")
+    return text
 
 
 def reach(options: argparse.Namespace, recipe: OssConfig | None = None) -> OssConfig:

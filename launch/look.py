@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from data.types import EncodedSample
 from launch.questions import prompt_text
 
 _WIDTH = 110
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_HARMLESS = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # the joiners spell Persian, Hindi and emoji
 
 
 def open_named(name: str, index: Path | None, data: DataConfig | None, oss: OssConfig) -> SourceIndex:
@@ -66,13 +69,13 @@ def sample_lines(index: SourceIndex, number: int, data: DataConfig | None) -> It
             yield from _marked(index.encode(number, tokenizer.vocab_size), tokenizer)
         return
     raw = index.read_raw(number)
-    yield f"sample {number}, key {raw.key}, at {index.where(number)}"
+    yield f"sample {number}, key {visible(raw.key)}, at {index.where(number)}"
     for row, size in enumerate(index.media_sizes(number)):
         clip = f", {size.frames} frames at {size.fps:g} a second" if size.kind == "video" else ""
         yield f"visual part {row}: {size.kind} {size.height}x{size.width}{clip}"
     yield from textwrap.wrap(json.dumps(raw.content, ensure_ascii=True), _WIDTH)
     if "messages" in raw.content or "parts" in raw.content:
-        yield f"asked: {prompt_text(raw.content)}"
+        yield f"asked: {visible(prompt_text(raw.content))}"
     if data is not None:
         tokenizer = load_tokenizer(data.tokenizer)
         index.check(tokenizer)
@@ -93,8 +96,15 @@ def _marked(encoded: EncodedSample, tokenizer: Tokenizer) -> Iterator[str]:
         text += f"[[{piece}]]" if learnt[start] else piece
         start = end
     yield f"{len(encoded.tokens)} tokens, {int((encoded.targets >= 0).sum())} of them supervised:"
-    yield from text.splitlines()
+    yield from visible(text).splitlines()
 
 
 def _spread(values: np.ndarray) -> str:
     return f"{values.min()} to {values.max()}, mean {values.mean():.1f}"
+
+
+def visible(text: str) -> str:
+    """`text` with characters that are not seen, or that turn others round, spelled by their numbers."""
+    return "".join(
+        f"<U+{ord(one):04X}>" if unicodedata.category(one) in _UNSEEN and one not in _HARMLESS else one for one in text
+    )

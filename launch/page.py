@@ -1,6 +1,5 @@
 """`triptych inspect --html`: samples as a run is fed them, on one page with nothing outside it."""
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,16 +13,13 @@ from data.encoding.encode import encode_sample
 from data.encoding.grounding import Grounded, find_boxes
 from data.encoding.render import Special, Text, render_sample
 from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
-from data.errors import FormatError, SampleError
+from data.errors import FormatError, SampleError, ShardFault
 from data.index.file import Index
 from data.index.mmap_text import TextIndex
 from data.loading.rows import SourceIndex
 from data.types import EncodedSample, MediaSize, RawSample
-from launch.look import source_lines
+from launch.look import source_lines, visible
 from launch.paint import Painter
-
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_HARMLESS = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # the joiners spell Persian, Hindi and emoji
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,7 +84,10 @@ def write_page(out: Path, name: str, index: SourceIndex, data: DataConfig | None
 
 
 def _entry(index: Index, number: int, data: DataConfig | None, tokenizer: Tokenizer | None, painter: Painter) -> Entry:
-    raw, sizes = index.read_raw(number), index.media_sizes(number)
+    try:
+        raw, sizes = index.read_raw(number), index.media_sizes(number)
+    except ShardFault as error:
+        return Entry(title=f"{number}", facts=[index.where(number)], fault=str(error))
     title = f"{number}: {raw.key}"
     facts = [f"source {raw.content.get('source', '(none)')}", index.where(number)]
     try:
@@ -164,10 +163,3 @@ def _put_boxes(content: Sequence[Span | Figure]) -> None:
             continue
         current.boxes += find_boxes(text)
         current, text = one, ""
-
-
-def visible(text: str) -> str:
-    """`text` with characters that are not seen, or that turn others round, spelled by their numbers."""
-    return "".join(
-        f"<U+{ord(one):04X}>" if unicodedata.category(one) in _UNSEEN and one not in _HARMLESS else one for one in text
-    )

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from data.errors import BadSamples, ShardFault
+from data.errors import BadSamples, ShardFault, StoreError
 from data.plan.plan import Cursor, Plan, assign_rows
 from parallel.verdict import Names
 from train.agreement import CheckpointError
 from train.step import NonFiniteStep
 
-MENDABLE = (ValueError, CheckpointError, BadSamples, ShardFault, NonFiniteStep)
+MENDABLE = (ValueError, CheckpointError, BadSamples, ShardFault, StoreError, NonFiniteStep)
 """Errors whose message says all that the user needs, where every rank raises one."""
 
 

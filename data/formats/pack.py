@@ -1,6 +1,9 @@
 """Packing a file of conversations and the folder of its pictures and clips into shards of our own format."""
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -51,20 +54,38 @@ def pack(
         raise ValueError(f"no folder {media}; --media is where the names of pictures and clips begin")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is in use; name a folder that is not there yet")
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    if output.is_symlink() or output.is_mount():
+        raise ValueError(f"{output} is a link or a mount point, which a folder cannot replace; name one in it")
     packed = Packed()
-    try:
+    with _unfinished(output) as unfinished:
         with open(unfinished / REPORT, "w", encoding="utf-8") as report:
             samples = _samples(records, folder, report, packed, progress)
             write_shards(unfinished, output.name, samples, samples_per_shard)
         if not packed.listed:
             (unfinished / REPORT).unlink()
         unfinished.replace(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return packed
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is gone afterwards, unless it was renamed. Raises ValueError if another has it."""
+    folder = output.with_name(f".{output.name}.unfinished")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is packing into {output}; name another folder") from None
+        try:
+            for left in folder.iterdir():  # by one that was killed
+                left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def read_records(path: Path) -> Iterator[Any]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 BLOCK = 512
 CHUNK = 4 << 20
 _MAX_EXTENSION = 1 << 16  # bytes of a PAX or GNU long-name record; names are short
+_SIZE_DIGITS = 20
 _ZERO = bytes(BLOCK)
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +171,8 @@ def _members(read: Callable[[int, int], bytes], size: int, ranged: bool = False)
     override: dict[str, str] = {}
     while not (ranged and place == size):
         block = read(place, BLOCK)
+        if place == 0 and block.startswith(_GZIP):
+            raise FormatError("is compressed; samples are read by ranges of a plain tar, so write it with `tar cf`")
         if len(block) < BLOCK:
             raise FormatError(f"ends at byte {size} without end-of-archive blocks: it is truncated; write it again")
         if block == _ZERO:
@@ -226,7 +230,9 @@ def _parse_extension(kind: bytes, payload: bytes, place: int) -> dict[str, str]:
             if not 0 < length <= len(payload):
                 raise ValueError(f"record of {length} bytes")
             key, _, value = payload[:length].split(b" ", 1)[1].rstrip(b"\n").decode("utf-8").partition("=")
-            if key == "path" or (key == "size" and value.isascii() and value.isdigit()):
+            if key == "size" and not (value.isascii() and value.isdigit() and len(value) < _SIZE_DIGITS):
+                raise ValueError(f"a size of {len(value)} characters that is no number of bytes")
+            if key in ("path", "size"):
                 found[key] = value
             payload = payload[length:]
         return found

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from data.child import end_child, finish_child, keep_stdout, leave_with_parent, start_child
-from data.errors import FormatError, MismatchError, ShardFault
+from data.errors import FormatError, MismatchError, ShardFault, StoreError
 from data.index.part import IndexSettings
 from data.index.shard import ShardIndexer
 from data.store.store import StoredObject
@@ -25,7 +25,7 @@ from data.store.store import StoredObject
 log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of readers at one shard, before it is the shard's fault
-_FAULTS = {fault.__name__: fault for fault in (FormatError, MismatchError, ShardFault, ValueError, OSError)}
+_FAULTS = {fault.__name__: fault for fault in (FormatError, MismatchError, ShardFault, StoreError, ValueError, OSError)}
 
 
 def make_parts(settings: IndexSettings, shards: Sequence[StoredObject], readers: int) -> Iterator[tuple[str, int]]:

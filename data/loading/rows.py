@@ -66,7 +66,7 @@ def open_indexes(config: DataConfig) -> list[SourceIndex]:
         try:
             index = open_source(config, source)
             index.check(tokenizer)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise MismatchError(f"source {source.name!r} at {source.path}: {error}") from None
         indexes.append(index)
     return indexes

@@ -12,6 +12,8 @@ from data.plan.jit import compiled
 from data.plan.permutation import order_key, permute, place_of
 from data.types import Int64
 
+LEAST_RUNS = 4  # that a source has to be cut into
+
 
 def window_shares(config: DataConfig, tokens: Sequence[Int64]) -> list[int]:
     """Samples of each source in a window, by largest remainder. Raises BudgetError if a source would get none.
@@ -35,6 +37,20 @@ def window_shares(config: DataConfig, tokens: Sequence[Int64]) -> list[int]:
             "data.window or their weights, or leave them out"
         )
     return shares
+
+
+def check_runs(config: DataConfig, sizes: Sequence[int]) -> None:
+    """Raises BudgetError if runs are so long that a source has hardly an order left to shuffle."""
+    few = [
+        (source.name, size, size // config.run_length)
+        for source, size in zip(config.sources, sizes, strict=True)
+        if config.run_length > 1 and size // config.run_length < LEAST_RUNS
+    ]
+    if few:
+        raise BudgetError(
+            f"data.run_length {config.run_length} leaves fewer than {LEAST_RUNS} runs to shuffle in {few} (name, "
+            "samples, runs); lower it"
+        )
 
 
 def interleave(shares: Sequence[int]) -> Int64:

@@ -12,7 +12,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import MismatchError
 from data.plan.lengths import source_lengths
-from data.plan.order import cut_runs, endless_order, interleave, next_window, window_shares
+from data.plan.order import check_runs, cut_runs, endless_order, interleave, next_window, window_shares
 from data.plan.packing import pack
 from data.plan.permutation import order_key, permute
 from data.types import Int64, SampleIndex
@@ -80,6 +80,7 @@ class Plan:
             raise MismatchError(f"{len(config.sources)} sources are configured but {len(indexes)} indexes were given")
         self.config = config
         self.sizes = [len(index) for index in indexes]
+        check_runs(config, self.sizes)
         self._lengths = [source_lengths(config, n, index) for n, index in enumerate(indexes)]
         self.shares = window_shares(config, [lengths.tokens for lengths in self._lengths])
         self._slots = interleave(self.shares)

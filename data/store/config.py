@@ -80,9 +80,8 @@ class OssConfig:
         if self.endpoint is not None:
             split = urlsplit(self.endpoint)
             if split.scheme not in ("http", "https") or not split.hostname or split.username or split.path.strip("/"):
-                raise ValueError(
-                    f"oss.endpoint must be http(s)://host[:port] without a path or a user: {self.endpoint}"
-                )
+                # Not shown: a user in it may be a key.
+                raise ValueError("oss.endpoint must be http(s)://host[:port], without a path or a user")
 
     def _check_credentials(self) -> None:
         kind, _, rest = self.credentials.partition(":")

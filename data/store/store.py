@@ -59,7 +59,10 @@ class LocalStore:
     def list(self, suffix: str) -> list[StoredObject]:
         """Files in this folder itself, sorted by name; folders below (such as index/) are not entered."""
         with os.scandir(self.folder) as entries:
-            files = [entry for entry in entries if entry.name.endswith(suffix) and entry.is_file()]
+            files = [entry for entry in entries if entry.name.endswith(suffix)]
+            for entry in files:
+                if not entry.is_file():
+                    raise ValueError(f"{entry.path} is no file, or a link that leads nowhere; restore or remove it")
             found = [StoredObject(name=entry.name, size=entry.stat().st_size) for entry in files]
         return sorted(found, key=lambda each: each.name)
 

@@ -19,6 +19,7 @@ DECODERS = ("decord", "pyav")  # in the order in which they are asked
 CLIPS_PER_CHILD = 500  # decoders leak; a new child costs 0.3 s
 MEMORY_BYTES = 8 << 30
 MOST_SECONDS = 3600.0  # a header may claim any duration
+PROBE_SECONDS_A_BYTE = 0.5e-6  # PyAV counts frames by decoding them; how long a clip is, nobody knows yet
 
 
 class Decoded(NamedTuple):
@@ -101,7 +102,8 @@ class ClipDecoder:
     def probe(self, data: bytes) -> MediaSize:
         """Frames, fps and size of a clip; raises SampleError."""
         digest = hashlib.blake2b(b"probe" + data, digest_size=16).hexdigest()
-        (reply, _), _ = self._first_answer({"do": "probe", "nbytes": len(data)}, data, digest, self._timeout)
+        seconds = min(self._timeout + PROBE_SECONDS_A_BYTE * len(data), max(MOST_SECONDS, self._timeout))
+        (reply, _), _ = self._first_answer({"do": "probe", "nbytes": len(data)}, data, digest, seconds)
         return MediaSize(
             kind="video", height=reply["height"], width=reply["width"], frames=reply["frames"], fps=reply["fps"]
         )

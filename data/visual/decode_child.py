@@ -202,9 +202,10 @@ def main() -> None:
     except (ImportError, OSError) as error:
         write_message(replies, {"error": str(error)}, b"")
         return
-    write_message(replies, {"decoder": name}, b"")
-    while (message := read_message(sys.stdin.buffer)) is not None:
-        write_message(replies, *answer(READERS[decoder], *message))
+    with contextlib.suppress(BrokenPipeError):  # the parent has gone, or has closed us
+        write_message(replies, {"decoder": name}, b"")
+        while (message := read_message(sys.stdin.buffer)) is not None:
+            write_message(replies, *answer(READERS[decoder], *message))
 
 
 def _leave_with(parent: int) -> None:

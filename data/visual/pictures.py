@@ -85,7 +85,10 @@ def _header(data: bytes) -> Image.Image:
         raise SampleError(f"not a picture of the formats {', '.join(FORMATS)}: {reason}") from error
     if picture.width * picture.height > MAX_DECODED_PIXELS:
         raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
+    # Counted quickly first: what looks like a scan may lie in a thumbnail, or behind the end, as in motion photos.
     scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1  # libtiff limits those in TIFF itself
+    if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:
+        scans = _jpeg_scans(data)
     if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:
         raise SampleError(
             f"JPEG of {picture.height}x{picture.width} pixels in {scans} scans: above {MAX_SCANNED_PIXELS} pixels"
@@ -98,6 +101,23 @@ def _header(data: bytes) -> Image.Image:
     if picture.format == "TIFF":
         picture.info.pop("xmp", None)  # an orientation there would turn the pixels but not the size in the header
     return picture
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """Scans of a JPEG, found from marker to marker up to its end."""
+    scans, place = 0, 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xD9:
+            break
+        if marker == 0xFF:  # filling
+            place += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # a stuffed byte of a scan, or a marker without a length
+            place += 2
+        else:
+            scans += marker == 0xDA
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return scans
 
 
 def _orientation(picture: Any, data: bytes) -> int:

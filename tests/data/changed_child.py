@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.visual import decode_child
 
-LOOP = "    while (message := read_message(sys.stdin.buffer)) is not None:\n"
+LOOP = "        while (message := read_message(sys.stdin.buffer)) is not None:\n"
 
 
 def change_child(old: str, new: str) -> Callable[[], None]:
@@ -29,7 +29,7 @@ def change_child(old: str, new: str) -> Callable[[], None]:
 
 def before_each_answer(body: str) -> tuple[str, str]:
     """(old, new) for `change_child`: `body` runs first; in it `decoder` is a name and `message[1]` the clip."""
-    return LOOP, LOOP + "".join(f"        {line}\n" for line in body.splitlines())
+    return LOOP, LOOP + "".join(f"            {line}\n" for line in body.splitlines())
 
 
 @contextlib.contextmanager

@@ -89,6 +89,28 @@ def test_packing_writes_all_or_nothing(media: Path, tmp_path: Path) -> None:
         pack(tmp_path / "one.jsonl", media, tmp_path / "out")
 
 
+def test_an_output_that_cannot_be_replaced_is_refused_before_anything_is_read(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link or a mount point"):
+        pack(tmp_path / "no.json", media, tmp_path / "link")
+
+
+def test_two_packers_of_one_output_do_not_meet(media: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text(json.dumps({"text": "plain"}) + "\n")
+    left = tmp_path / ".out.unfinished"
+    left.mkdir()
+    (left / "of one that was killed").touch()
+
+    def another(*_: object) -> None:
+        with pytest.raises(ValueError, match="another process is packing"):
+            pack(records, media, tmp_path / "out")
+
+    assert pack(records, media, tmp_path / "out", progress=another).samples == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out-000000.tar"] and not left.exists()
+
+
 def test_hostile_text_is_listed(media: Path, tmp_path: Path) -> None:
     lines = [
         '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "\\ud800"}]}',

@@ -99,6 +99,17 @@ def test_a_jpeg_of_endless_scans_is_refused_by_its_header() -> None:
     assert np.abs(np.asarray(few).astype(int) - (120, 130, 140)).max() <= 2
 
 
+def test_what_looks_like_scans_behind_a_jpeg_or_in_it_is_none() -> None:
+    """Motion photos carry megabytes behind their end, and thumbnails have scans of their own."""
+    plain = io.BytesIO()
+    Image.new("RGB", (2000, 2000), "red").save(plain, "JPEG")
+    thumbnail = b"\xff\xda" * 15_000
+    segment = b"\xff\xe5" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    photo = plain.getvalue()[:2] + segment + plain.getvalue()[2:] + b"\xff\xda\x00\x02" * 60_000
+    assert image_size(photo) == (2000, 2000)
+    assert decode_image(photo).getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=2)
+
+
 def test_a_compressed_text_of_gigabytes_is_not_unpacked() -> None:
     text = zlib.compress(bytes(300 << 20), 9)
     assert len(text) < 1 << 20

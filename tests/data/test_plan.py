@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from data.config import DataConfig, ImageConfig, SourceConfig
 from data.errors import BudgetError, MismatchError
 from data.index.build import open_index
 from data.plan.lengths import capped, sample_lengths, source_lengths
-from data.plan.order import endless_order, next_window, window_shares
+from data.plan.order import LEAST_RUNS, endless_order, next_window, window_shares
 from data.plan.packing import pack
 from data.plan.permutation import order_key, permute
 from data.plan.plan import Cursor, Plan, assign_rows, check_same_plan
@@ -104,6 +105,7 @@ def plans(draw: st.DrawFn) -> tuple[DataConfig, list[FakeIndex]]:
         sides = draw(st.lists(st.sampled_from([0, 28, 56, 84]), min_size=size, max_size=size))
         indexes.append(FakeIndex(f"i{n}", tokens, sides))
     weights = draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
+    fewest = min(len(index) for index in indexes)
     config = DataConfig(
         tokenizer="none",
         sources=tuple(SourceConfig(name=f"s{n}", path="", weight=w) for n, w in enumerate(weights)),
@@ -112,7 +114,7 @@ def plans(draw: st.DrawFn) -> tuple[DataConfig, list[FakeIndex]]:
         rows_per_step=draw(st.sampled_from([1, 4, 6])),
         window=draw(st.integers(12, 50)),
         seed=draw(st.integers(0, 5)),
-        run_length=draw(st.sampled_from([1, 1, 2, 5])),
+        run_length=draw(st.sampled_from([n for n in (1, 1, 2, 5) if n == 1 or fewest // n >= LEAST_RUNS])),
         image=ImageConfig(min_pixels=784, max_pixels=84 * 84),
     )
     return config, indexes
@@ -218,6 +220,8 @@ def test_runs_stay_together_in_the_order_and_in_rows() -> None:
     # A run of a takes an eighth of a row and is whole; one of b is cut into threes by that limit.
     assert sum(requests) <= 10 + 40 and sum(row.num_tokens for row in rows) == 4000
     assert len(rows) <= 6
+    with pytest.raises(BudgetError, match=r"run_length 30 leaves fewer than 4 runs .*\('a', 100, 3\).*lower it"):
+        Plan(replace(config, run_length=30), [FakeIndex("a", [10] * 100, [0] * 100)] * 2)  # type: ignore[list-item]
 
 
 def test_shares_of_tokens_are_met_within_a_window() -> None:

@@ -76,6 +76,24 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
         scan(tmp_path, stream.getvalue())
 
 
+def test_a_size_of_thousands_of_digits_and_a_compressed_shard_are_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "long.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.json")
+        member.pax_headers = {"size": "9" * 5000}
+        tar.addfile(member)
+    with tarfile.open(tmp_path / "small.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.json"))
+    for name, told in (("long.tar", "a size of 5000 characters"), ("small.tar", "is compressed")):
+        with pytest.raises(FormatError, match=rf"shard {name} .*{told}"):
+            list(scan_shard(LocalStore(tmp_path), name))
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_not_left_out_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"a\.tar is no file, or a link that leads nowhere"):
+        LocalStore(tmp_path).list(".tar")
+
+
 def test_a_truncated_or_damaged_shard_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     data = tar_bytes({f"{n}.{s}": TEXT for n in range(3) for s in ("json", "0.png")}, format=tarfile.USTAR_FORMAT)
     members_end = 6 * 2 * BLOCK

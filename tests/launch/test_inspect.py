@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ from data.types import Grid, RawSample
 from data.visual.images import image_grid, normalisation_table, patchify, resize_image
 from data.visual.pictures import decode_image
 from launch import paint
-from launch.look import sample_lines
-from launch.page import visible, write_page
+from launch.look import sample_lines, visible
+from launch.page import write_page
 from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.harness.html_page import HOSTILE, hostile_sample, read_page
@@ -241,16 +240,50 @@ def test_a_source_in_object_storage_is_looked_at_as_a_folder_is(
     assert pages[0].replace("oss://shards/mine", str(folder)) == pages[1]
 
 
-def test_token_files_show_their_text(
-    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_would_steer_a_terminal_is_spelled(source: Callable[..., Path]) -> None:
+    raw = chat(1, [{"type": "image", "media": 0}], "\x1b[2J\x1b]0;owned\x07")
+    told = "\n".join(sample_lines(open_index(source(replace(raw, key="k\x1b[31m"))), 0, None))
+    assert "\x1b" not in told and "\x07" not in told and "k<U+001B>[31m" in told
+
+
+def test_a_changed_shard_and_a_store_without_keys_are_one_line(
+    source: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = source(chat(1, [{"type": "image", "media": 0}]))
+    (shard,) = folder.glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    assert end("inspect", folder, "--sample", "0") == 2
+    assert "restore the shard" in capsys.readouterr().err
+    assert end("inspect", folder, "--html", tmp_path / "page.html") == 0
+    assert "restore the shard" in read_page((tmp_path / "page.html").read_text("utf-8")).text
+    for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    capsys.readouterr()
+    assert end("inspect", "oss://bucket/p", "--index", folder / "index", "--sample", "0", "--oss", "region=x") == 2
+    told = capsys.readouterr().err
+    assert "set OSS_ACCESS_KEY_ID" in told and "Traceback" not in told
+    assert end("inspect", "--oss", "region=x", "oss://bucket/p") == 2
+    assert "the source comes before --oss" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_word(source: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.look.open_named", interrupt)
+    assert end("inspect", "anywhere") == 130
+
+
+def test_token_files_show_their_text(config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "What is this?"}\n{"text": "left"}\n')
     assert end("index", str(texts), "--tokenizer", config.tokenizer) == 0
-    monkeypatch.setattr("train.resolve.compose", lambda *_: SimpleNamespace(data=config))
+    recipe = ("--config-name", "quickstart_stage3", f"data.tokenizer={config.tokenizer}")
     prefix = str(tmp_path / "texts")
     capsys.readouterr()
-    assert end("inspect", prefix, "--sample", "0", "--config-name", "any") == 0
+    assert end("inspect", prefix, "--sample", "0", *recipe) == 0
     told = capsys.readouterr().out
     assert "2 documents of tokens" in told and "[[" in told and "<|endoftext|>]]" in told
     assert end("inspect", prefix, "--sample", "2") == 2
