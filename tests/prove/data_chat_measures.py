@@ -20,8 +20,8 @@ from data.samples.kinds import KINDS
 from data.types import MediaSize
 from data.visual.decode import ClipDecoder
 from tests.data.golden_kinds import FILE, IMAGE, VIDEO, measured, readable
-from tests.harness.chat_judge import ChatJudge
-from tests.harness.chat_strategies import boxes, conversations
+from tests.harness.chat_judge import ChatJudge, published_template
+from tests.harness.chat_strategies import boxes, conversations, shown_conversations
 
 SIZES = {
     "image": MediaSize(kind="image", height=60, width=90),
@@ -54,9 +54,12 @@ def kind_faults(folder: Path, kind: str, samples: int) -> dict[str, int]:
     return wrong
 
 
-def random_faults(folder: Path) -> dict[str, int]:
-    """Of RANDOM conversations: other ids, other tokens learnt, other prompts, targets that are not the next token."""
-    tokenizer, judge = load_tokenizer(folder), ChatJudge(folder)
+def random_faults(folder: Path, published: bool = False) -> dict[str, int]:
+    """Of RANDOM conversations: other ids, other tokens learnt, other prompts, targets that are not the next token.
+
+    `published`: than by the template of Qwen2-VL-Instruct, of conversations that it knows; else by the folder's own.
+    """
+    tokenizer, judge = load_tokenizer(folder), ChatJudge(folder, published_template() if published else None)
     wrong = {"ids": 0, "learnt": 0, "prompts": 0, "targets": 0, "tried": 0}
 
     def one(sample: dict[str, Any]) -> None:
@@ -76,7 +79,7 @@ def random_faults(folder: Path) -> dict[str, int]:
             due, _ = judge.judge(before, lengths[: len(prompt.media)], add_generation_prompt=True)
             wrong["prompts"] += prompt.tokens.tolist() != due
 
-    _each(conversations(), one)
+    _each(shown_conversations() if published else conversations(), one)
     return wrong
 
 
