@@ -200,7 +200,7 @@ def _beside(prefix: Path, kind: str) -> Path:
     return prefix.with_name(f"{prefix.name}.{kind}")
 
 
-def _blake2b() -> "hashlib._Hash":
+def _blake2b() -> "hashlib.blake2b":
     return hashlib.blake2b(digest_size=16)
 
 
