@@ -40,9 +40,11 @@ BOX_ROWS = {
     "unstable": "random boxes in thousandths that change when they are written again",
 }
 PAGE_ROWS = {
+    "unopened": "pages of samples opened by a browser: not once",
     "alive": "tags and attributes on a page of hostile samples that are not the page's own",
     "unseen": "hostile strings that are not there as text",
     "pictures": "pictures on a page that are not those of the row",
+    "screen": "pictures that a browser's screenshot of the page does not show, pixel for pixel",
     "boxes": "boxes drawn elsewhere than they were measured",
     "learnt": "pages whose marked text is not what is learnt",
 }
