@@ -20,7 +20,9 @@ def add_index(parser: argparse.ArgumentParser) -> None:
         "--skip-damaged-shards", action="store_true", help="list damaged shards and go on; default: stop at one"
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare the index with every byte of its shards; 1 if they differ"
+        "--check",
+        action="store_true",
+        help="compare every byte of the shards, or token files, with what was indexed; 1 if they differ",
     )
     parser.set_defaults(command=_index)
 
@@ -71,10 +73,11 @@ def at_least_one(text: str) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from launch.indexing import check, index, index_text
+    from launch.indexing import check, check_text, index, index_text
 
     if options.source.endswith(".jsonl"):
-        return index_text(Path(options.source), options.tokenizer, options.output)
+        of_text = check_text if options.check else index_text
+        return of_text(Path(options.source), options.tokenizer, options.output)
     oss = reach(options)
     if options.check:
         return check(options.source, options.tokenizer, output=options.output, readers=options.readers, oss=oss)

@@ -14,7 +14,7 @@ from data.formats.pack import pack as pack_records
 from data.formats.stored import OURS
 from data.index.build import build_index, open_index
 from data.index.check import compare_with_shards
-from data.index.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text
+from data.index.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text, is_text
 from data.store.config import OssConfig
 
 INTERRUPTED = 130  # as launch/chat.py has it, which imports torch
@@ -60,13 +60,39 @@ def index(
 def index_text(source: Path, tokenizer: Path, prefix: Path | None) -> int:
     """Turn lines of `{"text": ...}` into token files; 1 if some were left out, which are named."""
     prefix = prefix or source.with_suffix("")
-    refused = build_text(source, prefix, load_tokenizer(tokenizer))
+    line = _Line()
+    try:
+        refused = build_text(source, prefix, load_tokenizer(tokenizer), line.documents)
+    except KeyboardInterrupt:
+        line.end()
+        print(f"interrupted; nothing was written to {prefix}.bin, the same command starts over", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        line.end()
     print(f"{len(TextIndex(prefix, LONGEST_DOCUMENT))} documents are in {prefix}.bin; a source's path is {prefix}")
-    for line in refused[:_SHOWN]:
-        print(line)
+    for told in refused[:_SHOWN]:
+        print(told)
     if refused:
         print(f"{len(refused)} line(s) were left out")
     return 1 if refused else 0
+
+
+def check_text(source: Path, tokenizer: Path, prefix: Path | None) -> int:
+    """Compare token files with tokenizer and every byte that was written; 1 if anything differs, which is named."""
+    prefix = prefix or source.with_suffix("")
+    if not is_text(str(prefix)):
+        raise MismatchError(f"no {prefix}.idx; make it with `triptych index {source} --tokenizer FOLDER`")
+    opened = TextIndex(prefix, LONGEST_DOCUMENT)
+    faults = opened.compare()
+    try:
+        opened.check(load_tokenizer(tokenizer))
+    except MismatchError as error:
+        faults.append(str(error))
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print(f"{len(opened)} documents in {prefix}.bin are as written")
+    return 1 if faults else 0
 
 
 def check(
@@ -137,6 +163,12 @@ class _Line:
         left = seconds / done * (shards - done)
         rate = f"{samples / seconds:.0f} a second" + (f", {left:.0f} s left" if done < shards else "")
         self._write(f"{done} of {shards} shards, {samples} samples, {rate}")
+
+    def documents(self, documents: int, share: float) -> None:
+        """After some documents of a text."""
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        left = f", {seconds / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
+        self._write(f"{documents} documents, {share:.0%} of the text, {documents / seconds:.0f} a second{left}")
 
     def packed(self, records: int, samples: int) -> None:
         """After each record."""

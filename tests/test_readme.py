@@ -10,11 +10,17 @@ from launch.cli import _parser
 from train.resolve import RECIPES, compose
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md"]
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md", "docs/data.md",
+    "docs/data_format.md",
+]  # fmt: skip
+LINKING = [*PAGES, *(f"docs/{name}.md" for name in ("oss", "video", "proofs", "parallelism", "performance", "faults"))]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
+_LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
+_LITERAL = re.compile(r"```.*?```|`[^`\n]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"^ {4,}(\S.*)$|`([^`\n]+)`", re.MULTILINE)
 COMMANDS = ("make", "triptych", "launch/torchrun.sh", "sbatch", "python")
-PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", ".venv")
+PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", ".venv", "SOURCE/", "SHARDS/", "index/")
 
 
 def typed(page: str) -> list[list[str]]:
@@ -65,6 +71,18 @@ def test_a_file_that_is_named_is_there(page: str) -> None:
     assert named
     missing = [name for name in named if not name.startswith(PLACEHOLDERS) and not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_a_link_leads_somewhere(page: str) -> None:
+    text = _LITERAL.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for name, anchor in _LINK.findall(text):
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), f"{page} links to {name}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in anchors, f"{page} links to {name}#{anchor}"
 
 
 def test_the_tour_names_files_of_every_folder() -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ _HEAD = struct.Struct("<QBQQ")  # version, dtype code, sequences, document bound
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _LARGEST_UINT16 = 65500  # vocabulary from which megatron-core takes int32
 _PROGRESS = 1000
+_BLOCKS, _BLOCK = 64, 1 << 20  # of a .bin, read and compared at the start of a run
 LONGEST_DOCUMENT = 2**31  # tokens; none has more
 
 
@@ -43,9 +44,9 @@ class TextIndex:
         Raises MismatchError if the files are no such pair.
         """
         self.prefix = Path(prefix)
-        head = self.prefix.with_name(self.prefix.name + ".idx").read_bytes()
+        head = _beside(self.prefix, "idx").read_bytes()
         dtype, lengths, pointers, documents = _parse_idx(head, f"{prefix}.idx")
-        path = self.prefix.with_name(self.prefix.name + ".bin")
+        path = _beside(self.prefix, "bin")
         width = np.dtype(dtype).itemsize
         size, due = path.stat().st_size if path.is_file() else -1, int(lengths.sum(dtype=np.int64)) * width
         if size < due:
@@ -67,7 +68,9 @@ class TextIndex:
             **{f"media_{name}": none for name in ("kind", "height", "width", "frames", "fps")},
         }
         self.meta = _read_meta(self.prefix)
-        self.digest = hashlib.blake2b(head + f"{size} {max_tokens}".encode(), digest_size=16).hexdigest()
+        self._idx_digest = _digest(head)
+        written = self.meta.get("bin", "") if self.meta else ""
+        self.digest = _digest(head + f"{size} {max_tokens}{written}".encode())
 
     def __len__(self) -> int:
         return len(self._start)
@@ -85,12 +88,34 @@ class TextIndex:
         return f"{self.prefix.name}.bin, document {int(self._document[i])}, tokens [{start}:{start + count}]"
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse other tokens, where the files say which they are; raises MismatchError."""
-        if self.meta is not None and self.meta.get("tokenizer") != tokenizer.digest:
+        """Refuse other tokens, where the files say which they are; raises MismatchError.
+
+        Reads 64 MiB at most: of a larger .bin 64 blocks that are spread over it, so that another file is noticed and a
+        flipped bit perhaps not; `compare` reads all. Files of another origin say nothing.
+        """
+        if self.meta is None:
+            return
+        if self.meta.get("tokenizer") != tokenizer.digest:
             raise MismatchError(
                 f"{self.prefix} was made with the tokenizer of digest {self.meta.get('tokenizer')}, this one has "
                 f"{tokenizer.digest}; make it again with `triptych index FILE.jsonl`"
             )
+        found = {"idx": self._idx_digest, "blocks": _digest_blocks(_beside(self.prefix, "bin"))}
+        for name, file in (("idx", "idx"), ("blocks", "bin")):
+            if self.meta.get(name, found[name]) != found[name]:
+                raise MismatchError(
+                    f"{self.prefix}.{file} changed since it was made: its digest is {found[name]}, was "
+                    f"{self.meta[name]}; copy it again, or make it again with `triptych index FILE.jsonl`"
+                )
+
+    def compare(self) -> list[str]:
+        """How the .bin differs from what was written, every byte of it; also what cannot be compared."""
+        expected = self.meta.get("bin") if self.meta else None
+        if expected is None:
+            return [f"{self.prefix}.json has no digest of {self.prefix}.bin, so nothing says whether it changed"]
+        with open(_beside(self.prefix, "bin"), "rb") as file:
+            found = hashlib.file_digest(file, _blake2b).hexdigest()
+        return [] if found == expected else [f"{self.prefix}.bin has digest {found}, was written with {expected}"]
 
     def encode(self, i: int, vocab_size: int) -> EncodedSample:
         """Every token but the first is learnt. Raises MismatchError for an id that the tokenizer does not have."""
@@ -112,37 +137,89 @@ class TextIndex:
 
 
 def build_text(
-    source: str | Path, prefix: str | Path, tokenizer: Tokenizer, progress: Callable[[int], None] = lambda _: None
+    source: str | Path,
+    prefix: str | Path,
+    tokenizer: Tokenizer,
+    progress: Callable[[int, float], None] = lambda *_: None,
 ) -> list[str]:
     """Write PREFIX.bin, PREFIX.idx and PREFIX.json from lines of `{"text": ...}`; returns what was left out and why.
 
-    Each document ends with <|endoftext|>. Files appear under their names only when complete. Raises FormatError if no
-    line can be used.
+    Each document ends with <|endoftext|>. Files appear under their names only when complete; older ones of that name
+    stay until then. Raises FormatError if no line can be used.
+
+    Args:
+        progress: told of (documents, share of the source that is read) now and then.
     """
     prefix = Path(prefix)
     refused: list[str] = []
     dtype = "<u2" if tokenizer.vocab_size < _LARGEST_UINT16 else "<i4"
     parts = {kind: prefix.with_name(f".{prefix.name}.{kind}.{os.getpid()}.part") for kind in ("bin", "idx", "json")}
     prefix.parent.mkdir(parents=True, exist_ok=True)
+    size = max(Path(source).stat().st_size, 1)
     lengths: list[int] = []
+    digest = _blake2b()
     try:
         with open(source, "rb") as lines, open(parts["bin"], "wb") as out:
             for text in _texts(lines, refused):
-                ids = [*tokenizer.encode(text), tokenizer.ids.end_of_text]
-                np.array(ids, dtype=dtype).tofile(out)
-                lengths.append(len(ids))
+                ids = np.array([*tokenizer.encode(text), tokenizer.ids.end_of_text], dtype=dtype).tobytes()
+                out.write(ids)
+                digest.update(ids)
+                lengths.append(len(ids) // np.dtype(dtype).itemsize)
                 if len(lengths) % _PROGRESS == 0:
-                    progress(len(lengths))
+                    progress(len(lengths), lines.tell() / size)
         if not lengths:
             raise FormatError(f"{source} has no line that can be used; the first: {refused[:3]}")
-        parts["idx"].write_bytes(_idx_bytes(np.array(lengths, dtype=np.int64), dtype))
-        parts["json"].write_text(json.dumps({"tokenizer": tokenizer.digest, "source": Path(source).name}))
-        for kind in ("bin", "json", "idx"):  # the one that makes it a source comes last
-            parts[kind].replace(prefix.with_name(f"{prefix.name}.{kind}"))
+        progress(len(lengths), 1.0)
+        idx = _idx_bytes(np.array(lengths, dtype=np.int64), dtype)
+        parts["idx"].write_bytes(idx)
+        meta = {"tokenizer": tokenizer.digest, "source": Path(source).name, "bin": digest.hexdigest()}
+        meta |= {"blocks": _digest_blocks(parts["bin"]), "idx": _digest(idx)}
+        parts["json"].write_text(json.dumps(meta))
+        _publish(parts, prefix)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
     return refused
+
+
+def _publish(parts: Mapping[str, Path], prefix: Path) -> None:
+    """Give the files their names. The .idx makes them a source: the old one goes first, the new one comes last."""
+    idx = _beside(prefix, "idx")
+    idx.unlink(missing_ok=True)
+    try:
+        for kind in ("bin", "json", "idx"):
+            parts[kind].replace(_beside(prefix, kind))
+    except BaseException:  # Ctrl-C among them
+        if not idx.exists():
+            for kind in ("bin", "json"):
+                _beside(prefix, kind).unlink(missing_ok=True)
+        raise
+
+
+def _beside(prefix: Path, kind: str) -> Path:
+    return prefix.with_name(f"{prefix.name}.{kind}")
+
+
+def _blake2b() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _digest_blocks(path: Path) -> str:
+    """Of the first bytes, the last, and others evenly between them; of all if there are not more."""
+    size = path.stat().st_size
+    starts = np.linspace(0, max(size - _BLOCK, 0), _BLOCKS).astype(np.int64).tolist()
+    if size <= _BLOCKS * _BLOCK:
+        starts = list(range(0, size, _BLOCK))
+    digest = _blake2b()
+    with open(path, "rb") as file:
+        for start in starts:
+            file.seek(start)
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def _texts(lines: Iterable[bytes], refused: list[str]) -> Iterator[str]:
@@ -189,5 +266,5 @@ def _idx_bytes(lengths: Int64, dtype: str) -> bytes:
 
 def _read_meta(prefix: Path) -> dict[str, Any] | None:
     """What `build_text` left beside the files; None for files of another origin."""
-    path = prefix.with_name(prefix.name + ".json")
+    path = _beside(prefix, "json")
     return json.loads(path.read_text("utf-8")) if path.is_file() else None

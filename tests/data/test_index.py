@@ -290,6 +290,26 @@ def test_comparing_in_full_finds_what_a_listing_does_not(make_source: Callable[.
     assert "shard mixed-000002.tar is gone" in compare_with_shards(open_index(folder), 1)
 
 
+def test_a_start_looks_into_shards_that_have_no_etag(
+    make_source: Callable[..., Path], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_source(clips=False)
+    index = open_index(folder)
+    index.check(tokenizer)
+    last = int(np.flatnonzero(index.columns["shard"] == 1)[-1])
+    flip(folder / "mixed-000001.tar", int(index.columns["offset"][last]) + 700)
+    words = r"shard mixed-000001\.tar changed since it was indexed.*CRC32C"
+    with pytest.raises(MismatchError, match=words):
+        open_index(folder).check(tokenizer)
+    for name, few in (("START_SHARDS", 1), ("START_BYTES", 100)):  # of more there is no looking into each
+        with monkeypatch.context() as bounded:
+            bounded.setattr("data.index.file." + name, few)
+            open_index(folder).check(tokenizer)
+    flip(folder / "mixed-000001.tar", int(index.columns["offset"][last]) + 700)
+    flip(folder / "mixed-000001.tar", int(index.columns["offset"][last - 1]) + 700)
+    open_index(folder).check(tokenizer)  # seen when the sample is read
+
+
 def test_an_index_of_another_format_version_is_refused(
     make_source: Callable[..., Path], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,12 +176,12 @@ def copy_index_with_new_crc(good: Path, bad: Path, number: int) -> None:
 
 def test_a_flipped_bit_in_a_shard_stops_the_run(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
     folder = make_source()
+    config = make_config(folder)
+    plan, reader = open_run(config, tokenizer)
     shard = folder / "mixed-000001.tar"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    config = make_config(folder)
-    plan, reader = open_run(config, tokenizer)
     loader = Loader(config, plan, InThread(reader), 0, 1, Cursor(), lambda _: None)
     with pytest.raises(ShardFault, match=r"mixed-000001\.tar.*CRC32C"):
         for _ in range(6):

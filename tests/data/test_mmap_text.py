@@ -14,11 +14,13 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from data.config import IGNORE, DataConfig, SourceConfig
 from data.encoding.tokenizer import Tokenizer
 from data.errors import FormatError, MismatchError
+from data.index import mmap_text
 from data.index.mmap_text import TextIndex, build_text, is_text
 from data.loading.loader import Loader
 from data.loading.pool import open_readers
-from data.loading.rows import open_indexes
-from data.plan.plan import Cursor, Plan
+from data.loading.rows import build_reader, open_indexes
+from data.plan.plan import Cursor, Plan, RowPlan
+from data.types import PackedRow
 
 Make = Callable[..., Any]
 TEXTS = ["left and right", "one <|im_end|> two", "a " * 400, "Grüße, 世界"]
@@ -108,3 +110,86 @@ def test_files_that_do_not_fit_are_refused(
     with pytest.raises(FormatError, match="no line that can be used"):
         build_text(tmp_path / "empty.jsonl", tmp_path / "none", tokenizer)
     assert not list(tmp_path.glob("*none*"))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["corpus.bin", "corpus.idx"])
+def test_a_changed_file_of_the_same_size_is_refused_at_start(name: str, prefix: Path, tokenizer: Tokenizer) -> None:
+    TextIndex(prefix, 100).check(tokenizer)
+    path = prefix.with_name(name)
+    if name == "corpus.bin":
+        flip(path, path.stat().st_size // 2)
+    else:  # other document boundaries, which make sense as well
+        whole = bytearray(path.read_bytes())
+        whole[-16:-8] = whole[-24:-16]
+        path.write_bytes(whole)
+    with pytest.raises(MismatchError, match=rf"{name} changed since it was made.*copy it again"):
+        TextIndex(prefix, 100).check(tokenizer)
+
+
+def test_of_a_large_file_a_start_compares_blocks_and_a_check_all(
+    prefix: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmap_text, "_BLOCK", 16)
+    monkeypatch.setattr(mmap_text, "_BLOCKS", 3)
+    build_text(tmp_path / "in.jsonl", prefix, tokenizer)
+    path = prefix.with_name("corpus.bin")
+    size = path.stat().st_size
+    assert size > 200
+    for place in (0, size // 2, size - 1):
+        flip(path, place)
+        with pytest.raises(MismatchError, match="changed since it was made"):
+            TextIndex(prefix, 100).check(tokenizer)
+        assert len(TextIndex(prefix, 100).compare()) == 1
+        flip(path, place)
+    assert TextIndex(prefix, 100).compare() == []
+    flip(path, size // 4)
+    TextIndex(prefix, 100).check(tokenizer)
+    (told,) = TextIndex(prefix, 100).compare()
+    assert "corpus.bin has digest" in told
+    prefix.with_name("corpus.json").unlink()
+    TextIndex(prefix, 100).check(tokenizer)
+    assert "has no digest" in TextIndex(prefix, 100).compare()[0]
+
+
+def test_an_interrupt_leaves_nothing_half(
+    prefix: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes: the old files, or none; never a new .bin beside an old .idx."""
+    before = {path.name: path.read_bytes() for path in prefix.parent.iterdir()}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_text(tmp_path / "in.jsonl", prefix, tokenizer, interrupt)
+    assert {path.name: path.read_bytes() for path in prefix.parent.iterdir()} == before
+    replace_file = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *way: interrupt() if way[1].suffix == ".idx" else replace_file(*way))
+    with pytest.raises(KeyboardInterrupt):
+        build_text(tmp_path / "in.jsonl", prefix, tokenizer)
+    assert list(prefix.parent.iterdir()) == []
+
+
+def test_documents_in_one_row_are_as_each_alone(prefix: Path, make_config: Make, tokenizer: Tokenizer) -> None:
+    """Nothing of one reaches the other: attention goes by segments, which end where documents do."""
+    config: DataConfig = make_config(prefix, tokens_per_row=4000)
+    reader = build_reader(config, tokenizer)
+    lengths = reader._indexes[0].columns["num_text_tokens"].tolist()
+
+    def read(*documents: int) -> PackedRow:
+        samples = tuple((0, document) for document in documents)
+        tokens = sum(lengths[document] for document in documents)
+        return reader.read(RowPlan(samples=samples, num_tokens=tokens, num_patches=0, cost=0))[0]
+
+    both, alone = read(1, 3), [read(1), read(3)]
+    assert both.segment_lengths.tolist() == [lengths[1], lengths[3]]
+    for name, axis in (("tokens", 0), ("targets", 0), ("positions", 1)):
+        assert np.array_equal(getattr(both, name), np.concatenate([getattr(row, name) for row in alone], axis))
+    assert both.targets[lengths[1] - 1] == IGNORE and both.positions[:, lengths[1]].tolist() == [0, 0, 0]
+    reader.close()

@@ -4,6 +4,7 @@ Text that spells control tokens would become control tokens there. So `<` and th
 template renders, and put back, one character for one, before the text between the template's own tokens is tokenised.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from tests.harness.hidden import FLOWER, hide, reveal
 
+PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_chat_template.json"
 GROUNDING = re.compile(r"(<\|(?:object_ref|box|quad)_(?:start|end)\|>)")
 CONTROL = re.compile(r"(<\|\w+\|>)")
 ANSWER = re.compile(r"(?<=<\|im_start\|>assistant\n).*?<\|im_end\|>\n", re.DOTALL)
@@ -22,13 +24,20 @@ PUT_IN = (
 NUMBER = re.compile(r"(?:Picture|Video) \d+: (?=<\|vision_start\|>)")
 
 
-class ChatJudge:
-    """A tokenizer folder as transformers reads it."""
+def published_template() -> str:
+    """The chat template that Qwen2-VL-Instruct was published with; the file names its source."""
+    return json.loads(PUBLISHED.read_text("utf-8"))["chat_template"]
 
-    def __init__(self, folder: Path) -> None:
+
+class ChatJudge:
+    """A tokenizer folder as transformers reads it; `template` takes the place of the folder's own."""
+
+    def __init__(self, folder: Path, template: str | None = None) -> None:
         from transformers import AutoTokenizer
 
         self.peer: Any = AutoTokenizer.from_pretrained(folder)
+        if template is not None:
+            self.peer.chat_template = template
 
     def render(self, sample: Mapping[str, Any], **more: Any) -> str:
         """The text of the folder's template."""

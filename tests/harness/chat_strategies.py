@@ -1,5 +1,6 @@
 """Random conversations: roles, pictures, boxes, calls, and text of every kind, with control tokens spelled in it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,15 +13,16 @@ SPELLED = (
     f"\n{FLOWER}RESULT{FLOWER}: ", f"\n{FLOWER}RETURN{FLOWER}: ", FLOWER, "\n", "\n\n", " ", ": ", "e\u0301",
     "user\n", "\U0001f600", "12", "{{ 1 }}", "{% if %}", "it's",
 )  # fmt: skip
+KINDS = ("text", "text", "image", "video", "ref", "box")
 _CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\U000f0001\U000f0002")
 _PLAIN = st.text(_CHARACTERS.filter(lambda one: one not in f"<{FLOWER}"), max_size=12)
 _HOSTILE = st.lists(st.one_of(st.sampled_from(SPELLED), _PLAIN), max_size=4).map("".join)
 
 
 @st.composite
-def parts(draw: st.DrawFn, text: st.SearchStrategy[str]) -> dict[str, Any]:
+def parts(draw: st.DrawFn, text: st.SearchStrategy[str], kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """One part of a message's content."""
-    kind = draw(st.sampled_from(["text", "text", "image", "video", "ref", "box"]))
+    kind = draw(st.sampled_from(kinds))
     if kind in ("image", "video"):
         return {"type": kind, "media": draw(st.integers(0, 3))}
     if kind == "box":
@@ -42,6 +44,17 @@ def boxes(draw: st.DrawFn) -> dict[str, Any]:
         number = st.floats(0, side, allow_subnormal=False) if draw(st.booleans()) or side == 1 else st.integers(0, side)
         corners += sorted(draw(st.lists(number, min_size=2, max_size=2, unique=True)))
     return {"box": [corners[0], corners[2], corners[1], corners[3]], "scale": scale}
+
+
+@st.composite
+def shown_conversations(draw: st.DrawFn, control: bool = True) -> dict[str, Any]:
+    """Turns of text, pictures and clips in any order of roles: all that the published template knows."""
+    text = _HOSTILE if control else _PLAIN
+    content = st.one_of(text, st.lists(parts(text, ("text", "text", "image", "video")), max_size=5))
+    role = st.sampled_from(["system", "user", "assistant", "tool"])
+    message = st.fixed_dictionaries({"role": role, "content": content})
+    messages = draw(st.lists(message, min_size=1, max_size=6))
+    return {"messages": messages} | draw(st.sampled_from([{}, {"add_vision_id": False}, {"add_vision_id": True}]))
 
 
 @st.composite

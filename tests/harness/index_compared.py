@@ -26,6 +26,12 @@ def _flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+def _zero_end(path: Path) -> None:
+    """What a copy leaves that broke off after its room was taken; a tar ends in 1024 zeros or more anyway."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
 def unnoticed(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(at the start of a run, by `--check`): 1 for each difference that was not named."""
     make_source(folder, shards=3, samples_per_shard=4)
@@ -37,6 +43,11 @@ def unnoticed(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
         "a shard shorter": (lambda f: os.truncate(f / "s-000001.tar", 2048), "s-000001.tar has 2048 bytes"),
         "a shard longer": (lambda f: (f / "s-000001.tar").open("ab").write(bytes(512)), "s-000001.tar has"),
         "a shard gone": (lambda f: (f / "s-000001.tar").unlink(), "s-000001.tar is gone"),
+        "a shard written anew in the same size": (
+            lambda f: (f / "s-000001.tar").write_bytes((f / "s-000002.tar").read_bytes()),
+            "shard s-000001.tar",
+        ),
+        "the end of a shard zeroed": (lambda f: _zero_end(f / "s-000001.tar"), "shard s-000001.tar"),
         "a new shard": (lambda f: shutil.copy(f / "s-000001.tar", f / "t.tar"), "t.tar is not in the index"),
     }
     build_index(whole, tokenizer)

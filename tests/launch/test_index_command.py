@@ -134,3 +134,52 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130 and "the same command goes on from there" in told
     assert list(tmp_path.glob("source/index/parts/*.part")) and not (tmp_path / "source/index/index.json").exists()
+
+
+def test_token_files_are_checked_in_full_and_show_how_far_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": f"the digit {number}"}) for number in range(1500)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    arguments = ["index", str(tmp_path / "in.jsonl"), "--tokenizer", str(train_tokenizer(tmp_path / "tokenizer"))]
+    arguments += ["--output", str(tmp_path / "out" / "corpus")]
+    assert end(*arguments, "--check") == 2
+    assert "corpus.idx; make it with `triptych index" in capsys.readouterr().err
+    assert end(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "1000 documents, 6" in told and "1500 documents, 100% of the text" in told
+    assert end(*arguments, "--check") == 0
+    assert "1500 documents in" in capsys.readouterr().out
+    path = tmp_path / "out" / "corpus.bin"
+    data = bytearray(path.read_bytes())
+    data[1234] ^= 1
+    path.write_bytes(data)
+    assert end(*arguments, "--check") == 1
+    assert "corpus.bin has digest" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_no_half_token_file(tmp_path: Path) -> None:
+    with (tmp_path / "in.jsonl").open("w") as out:
+        out.writelines(json.dumps({"text": "the digit moves left " * 20}) + "\n" for _ in range(200_000))
+    command = [sys.executable, "-m", "launch.cli", "index", str(tmp_path / "in.jsonl")]
+    command += [
+        "--tokenizer",
+        str(train_tokenizer(tmp_path / "tokenizer")),
+        "--output",
+        str(tmp_path / "out" / "corpus"),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
+    deadline = time.monotonic() + 60
+    while not any(part.stat().st_size for part in tmp_path.glob("out/.corpus.bin.*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted; nothing was written" in told
+    assert list((tmp_path / "out").iterdir()) == []

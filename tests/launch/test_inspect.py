@@ -3,8 +3,6 @@
 import base64
 import io
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from launch.look import sample_lines, visible
 from launch.page import write_page
 from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
+from tests.harness.browser import INSTALL, find_browser, is_blank, shows
 from tests.harness.html_page import HOSTILE, hostile_sample, read_page
 from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService
@@ -122,16 +121,28 @@ def test_hostile_samples_are_text(source: Callable[..., Path], config: DataConfi
 
 
 def test_a_browser_finds_the_same(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    browser = find_browser(tmp_path)
     if browser is None:
-        pytest.skip("no chromium here")
+        pytest.skip(f"no chromium here: {INSTALL}")
     out = tmp_path / "page.html"
     write_page(out, "source", open_index(source(hostile_sample(picture_bytes(56, 56)))), config, samples=1)
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*command, "--dump-dom", out.as_uri()], capture_output=True, text=True, timeout=60)
-    seen, written = read_page(done.stdout), read_page(out.read_text("utf-8"))
+    seen, written = read_page(browser.dom(out)), read_page(out.read_text("utf-8"))
     assert seen.foreign == [] and seen.title == written.title
     assert seen.text.strip() == written.text.strip() and seen.pictures == written.pictures
+
+
+def test_a_browser_shows_the_picture(source: Callable[..., Path], config: DataConfig, tmp_path: Path) -> None:
+    browser = find_browser(tmp_path)
+    if browser is None:
+        pytest.skip(f"no chromium here: {INSTALL}")
+    out, empty = tmp_path / "page.html", tmp_path / "empty.html"
+    write_page(out, "source", open_index(source(chat(0, [{"type": "image", "media": 0}]))), config, samples=1)
+    (url,) = read_page(out.read_text("utf-8")).pictures
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+    screen = browser.screen(out)
+    assert not is_blank(screen) and shows(screen, picture)
+    empty.write_text("<p>text alone")
+    assert is_blank(browser.screen(empty)) and not shows(browser.screen(empty), picture)
 
 
 def test_a_page_stops_at_its_bytes_and_says_what_is_broken(

@@ -28,6 +28,11 @@ RANDOM_ROWS = {
     "prompts": "random conversations whose prompt is not the chat template's",
     "targets": "random conversations with a target that is not the next token",
 }
+PUBLISHED_ROWS = {
+    "ids": "random conversations with other ids than by the template that Qwen2-VL was published with",
+    "learnt": "random conversations with other tokens learnt than by that template",
+    "prompts": "random conversations whose prompt is not that template's",
+}
 BOX_ROWS = {
     "lost": "random boxes that are not found again in their text",
     "far": "sides of random boxes that come back farther off than is said",
@@ -35,9 +40,11 @@ BOX_ROWS = {
     "unstable": "random boxes in thousandths that change when they are written again",
 }
 PAGE_ROWS = {
+    "unopened": "pages of samples opened by a browser: not once",
     "alive": "tags and attributes on a page of hostile samples that are not the page's own",
     "unseen": "hostile strings that are not there as text",
     "pictures": "pictures on a page that are not those of the row",
+    "screen": "pictures that a browser's screenshot of the page does not show, pixel for pixel",
     "boxes": "boxes drawn elsewhere than they were measured",
     "learnt": "pages whose marked text is not what is learnt",
 }
@@ -47,6 +54,7 @@ def cases() -> dict[str, Case]:
     """Every case by its key."""
     found = {f"chat/{kind}": _kind(kind) for kind in KINDS}
     found["chat/random"] = _counted(RANDOM_ROWS, random_faults)
+    found["chat/published"] = _counted(PUBLISHED_ROWS, random_faults, published=True)
     found["chat/control tokens"] = _counted({"control": "control tokens that text brought into a row"}, control_faults)
     found["chat/boxes"] = _counted(BOX_ROWS, box_faults)
     found["chat/page"] = _counted(PAGE_ROWS, page_faults)

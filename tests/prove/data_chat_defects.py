@@ -170,6 +170,15 @@ def numbers_forgotten() -> Mend:
     )
 
 
+def other_default_system() -> Mend:
+    """Without a system message, that of Qwen2.5 is put there."""
+    from data.encoding import render
+
+    return replace_name(
+        render, "DEFAULT_SYSTEM", lambda _: "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    )
+
+
 def tools_forgotten() -> Mend:
     """The system message does not list the tools."""
     from data.encoding import render
@@ -221,7 +230,8 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
         (boxes_not_learnt, "ocr"),
         (texts_apart, "random"),
         (numbers_start_anew, "random"),
-        (numbers_forgotten, "multi_picture"),
+        (numbers_forgotten, "multi_picture", "published"),
+        (other_default_system, "published"),
         (tools_forgotten, "agent"),
         (arguments_without_spaces, "agent"),
         (results_in_turns, "random"),

@@ -1,8 +1,6 @@
 """What the rows of tests/prove/data_chat.py count. Each task runs in a worker, on a tokenizer folder it is told."""
 
 import json
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -20,8 +18,11 @@ from data.samples.kinds import KINDS
 from data.types import MediaSize
 from data.visual.decode import ClipDecoder
 from tests.data.golden_kinds import FILE, IMAGE, VIDEO, measured, readable
-from tests.harness.chat_judge import ChatJudge
-from tests.harness.chat_strategies import boxes, conversations
+from tests.harness.browser import INSTALL, find_browser, is_blank, shows
+from tests.harness.chat_judge import ChatJudge, published_template
+from tests.harness.chat_strategies import boxes, conversations, shown_conversations
+from tests.harness.html_page import HOSTILE, read_page
+from tests.harness.pages import Source, plain_source
 
 SIZES = {
     "image": MediaSize(kind="image", height=60, width=90),
@@ -54,9 +55,12 @@ def kind_faults(folder: Path, kind: str, samples: int) -> dict[str, int]:
     return wrong
 
 
-def random_faults(folder: Path) -> dict[str, int]:
-    """Of RANDOM conversations: other ids, other tokens learnt, other prompts, targets that are not the next token."""
-    tokenizer, judge = load_tokenizer(folder), ChatJudge(folder)
+def random_faults(folder: Path, published: bool = False) -> dict[str, int]:
+    """Of RANDOM conversations: other ids, other tokens learnt, other prompts, targets that are not the next token.
+
+    `published`: than by the template of Qwen2-VL-Instruct, of conversations that it knows; else by the folder's own.
+    """
+    tokenizer, judge = load_tokenizer(folder), ChatJudge(folder, published_template() if published else None)
     wrong = {"ids": 0, "learnt": 0, "prompts": 0, "targets": 0, "tried": 0}
 
     def one(sample: dict[str, Any]) -> None:
@@ -76,7 +80,7 @@ def random_faults(folder: Path) -> dict[str, int]:
             due, _ = judge.judge(before, lengths[: len(prompt.media)], add_generation_prompt=True)
             wrong["prompts"] += prompt.tokens.tolist() != due
 
-    _each(conversations(), one)
+    _each(shown_conversations() if published else conversations(), one)
     return wrong
 
 
@@ -129,33 +133,28 @@ def box_faults(folder: Path) -> dict[str, int]:
 
 
 def page_faults(folder: Path) -> dict[str, Any]:
-    """A page of hostile and of plain samples, as html.parser and, where there is one, a browser read it."""
-    from tests.harness.html_page import HOSTILE, read_page
-    from tests.harness.pages import Source, plain_source
-
+    """A page of hostile and of plain samples, as html.parser and a browser read it, and as it is seen in one."""
     with tempfile.TemporaryDirectory() as scratch:
         hostile: Source = plain_source(Path(scratch) / "hostile", folder, hostile=True)
-        page = read_page(hostile.page.read_text("utf-8"))
-        by = "html.parser"
-        alive = list(page.foreign)
-        browser = shutil.which("chromium") or shutil.which("google-chrome")
+        plain = plain_source(Path(scratch) / "plain", folder, hostile=False)
+        page, shown = (read_page(source.page.read_text("utf-8")) for source in (hostile, plain))
+        alive, unseen = list(page.foreign), len(plain.pictures)
+        browser = find_browser(Path(scratch))
         if browser is not None:
-            command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch}/profile"]
-            done = subprocess.run(
-                [*command, "--dump-dom", hostile.page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-            )
-            seen, by = read_page(done.stdout), "html.parser, chromium"
+            seen = read_page(browser.dom(hostile.page))
             alive += seen.foreign
             alive += [] if seen.text.strip() == page.text.strip() else ["other text"]
-        plain = plain_source(Path(scratch) / "plain", folder, hostile=False)
-        shown = read_page(plain.page.read_text("utf-8"))
+            screen = browser.screen(plain.page)
+            unseen = sum(is_blank(screen) or not shows(screen, picture) for picture in plain.pictures)
         return {
+            "unopened": int(browser is None),
             "alive": len(alive),
             "unseen": sum(text.replace("\n", "\u21b5\n") not in page.text for text in HOSTILE if text.isprintable()),
             "pictures": plain.other_pictures(shown),
+            "screen": unseen,
             "boxes": plain.other_boxes(shown),
             "learnt": int(shown.marked("learnt").replace("\u21b5", "") != plain.learnt),
-            "by": by,
+            "by": "html.parser, chromium" if browser is not None else f"html.parser alone; {INSTALL}",
         }
 
 

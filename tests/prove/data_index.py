@@ -31,6 +31,8 @@ AT_START = (
     "another template",
     "another version of the format",
     "another etag",
+    "a shard written anew in the same size",
+    "the end of a shard zeroed",
 )
 IN_FULL = (
     "a shard shorter",
@@ -38,6 +40,8 @@ IN_FULL = (
     "a shard gone",
     "a new shard",
     "another etag",
+    "a shard written anew in the same size",
+    "the end of a shard zeroed",
     "a flipped bit in a sample",
     "a flipped bit behind the samples",
     "another CRC in the index",

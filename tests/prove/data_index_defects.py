@@ -70,6 +70,13 @@ def etags_not_compared() -> Mend:
     return replace_name(index_file, "ShardInfo", make)
 
 
+def shards_of_a_size_believed() -> Mend:
+    """A start looks into no shard."""
+    from data.index.file import Index
+
+    return replace_name(Index, "_changed_shards", lambda _: lambda self: [])
+
+
 def template_not_compared() -> Mend:
     """An index of another chat template is taken."""
     from data.index.file import Index
@@ -227,6 +234,7 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = data_format_defe
     "same_name_is_same_shard": (same_name_is_same_shard, ("index/parts",)),
     "same_size_is_same_shard": (same_size_is_same_shard, ("index/parts",)),
     "any_way_of_reading": (any_way_of_reading, ("index/parts",)),
+    "shards_of_a_size_believed": (shards_of_a_size_believed, ("index/compared",)),
     "etags_not_compared": (etags_not_compared, ("index/compared",)),
     "template_not_compared": (template_not_compared, ("index/compared",)),
     "format_not_compared": (format_not_compared, ("index/compared",)),

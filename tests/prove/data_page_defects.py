@@ -99,6 +99,23 @@ def page_boxes_in_pixels() -> Mend:
     return replace_name(launch.page, "find_boxes", make)
 
 
+def page_blocks_its_pictures() -> Mend:
+    """The page holds its pictures and forbids browsers to show them."""
+    import jinja2
+
+    def make(environment: Any) -> Any:
+        def planted(**given: Any) -> Any:
+            made = environment(**given)
+            name = "inspect.html.jinja"
+            source = made.loader.get_source(made, name)[0]
+            made.loader = jinja2.DictLoader({name: source.replace("img-src data:", "img-src 'none'")})
+            return made
+
+        return planted
+
+    return replace_name(jinja2, "Environment", make)
+
+
 PAGE_PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     f"chat_{apply.__name__}": (apply, tuple(f"chat/{case}" for case in cases))
     for apply, *cases in (
@@ -111,5 +128,6 @@ PAGE_PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
         (page_of_stored_pictures, "page"),
         (page_of_other_colours, "page"),
         (page_boxes_in_pixels, "page"),
+        (page_blocks_its_pictures, "page"),
     )
 }

@@ -10,6 +10,7 @@ from tests.prove import (
     data_loader_defects,
     data_oss_defects,
     data_plan_defects,
+    data_text_defects,
     data_video_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
@@ -92,6 +93,7 @@ _OF_DATA = tuple(
         data_plan_defects,
         data_loader_defects,
         data_video_defects,
+        data_text_defects,
         data_chat_defects,
     )
 )
