@@ -10,9 +10,11 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     """Of `triptych index`."""
     add_source(parser, "folder of *.tar, oss://BUCKET/PREFIX, or FILE.jsonl with a text a line")
     parser.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face tokenizer folder")
-    parser.add_argument("--output", type=Path, help="folder of the index; default: SOURCE/index; of a text: PREFIX.bin")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the index; default: SOURCE/index; of a text PREFIX, for PREFIX.bin"
+    )
     parser.add_argument("--readers", type=at_least_one, help="processes; default: one for each core")
-    parser.add_argument("--format", default="triptych", help="of the shards: triptych or webdataset; default: triptych")
+    parser.add_argument("--format", help="of the shards: triptych or webdataset; default: triptych")
     parser.add_argument(
         "--decode-pictures", action="store_true", help="decode every picture; default: parse its header alone"
     )
@@ -76,8 +78,19 @@ def _index(options: argparse.Namespace) -> int:
     from launch.indexing import check, check_text, index, index_text
 
     if options.source.endswith(".jsonl"):
+        of_shards = {
+            "--readers": options.readers,
+            "--format": options.format,
+            "--decode-pictures": options.decode_pictures,
+            "--skip-damaged-shards": options.skip_damaged_shards,
+            "--oss": options.oss,
+        }
+        if given := [name for name, value in of_shards.items() if value]:
+            raise ValueError(f"{options.source} holds text, for which {', '.join(given)} mean nothing; leave them out")
         of_text = check_text if options.check else index_text
         return of_text(Path(options.source), options.tokenizer, options.output)
+    from data.formats.stored import OURS
+
     oss = reach(options)
     if options.check:
         return check(options.source, options.tokenizer, output=options.output, readers=options.readers, oss=oss)
@@ -86,7 +99,7 @@ def _index(options: argparse.Namespace) -> int:
         options.tokenizer,
         output=options.output,
         readers=options.readers,
-        format_name=options.format,
+        format_name=options.format or OURS,
         decode_pictures=options.decode_pictures,
         skip_damaged=options.skip_damaged_shards,
         oss=oss,

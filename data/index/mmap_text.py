@@ -27,12 +27,14 @@ _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _LARGEST_UINT16 = 65500  # vocabulary from which megatron-core takes int32
 _PROGRESS = 1000
 _BLOCKS, _BLOCK = 64, 1 << 20  # of a .bin, read and compared at the start of a run
+_ABOUT = "tokens.json"  # what we know of the pair; PREFIX.json may well be somebody's data
 LONGEST_DOCUMENT = 2**31  # tokens; none has more
 
 
 def is_text(path: str) -> bool:
     """Whether a source's path names token files: `PREFIX` with PREFIX.idx and PREFIX.bin beside each other."""
-    return "://" not in path and Path(f"{path}.idx").is_file()
+    path = path.removeprefix("file://")
+    return "://" not in path and not Path(path).is_dir() and Path(f"{path}.idx").is_file()
 
 
 class TextIndex:
@@ -43,7 +45,7 @@ class TextIndex:
 
         Raises MismatchError if the files are no such pair.
         """
-        self.prefix = Path(prefix)
+        self.prefix = Path(str(prefix).removeprefix("file://"))
         head = _beside(self.prefix, "idx").read_bytes()
         dtype, lengths, pointers, documents = _parse_idx(head, f"{prefix}.idx")
         path = _beside(self.prefix, "bin")
@@ -112,7 +114,7 @@ class TextIndex:
         """How the .bin differs from what was written, every byte of it; also what cannot be compared."""
         expected = self.meta.get("bin") if self.meta else None
         if expected is None:
-            return [f"{self.prefix}.json has no digest of {self.prefix}.bin, so nothing says whether it changed"]
+            return [f"{self.prefix}.{_ABOUT} has no digest of {self.prefix}.bin, so nothing says whether it changed"]
         with open(_beside(self.prefix, "bin"), "rb") as file:
             found = hashlib.file_digest(file, _blake2b).hexdigest()
         return [] if found == expected else [f"{self.prefix}.bin has digest {found}, was written with {expected}"]
@@ -142,18 +144,19 @@ def build_text(
     tokenizer: Tokenizer,
     progress: Callable[[int, float], None] = lambda *_: None,
 ) -> list[str]:
-    """Write PREFIX.bin, PREFIX.idx and PREFIX.json from lines of `{"text": ...}`; returns what was left out and why.
+    """Write PREFIX.bin, PREFIX.idx and PREFIX.tokens.json from lines of `{"text": ...}`; returns what was left out and why.
 
     Each document ends with <|endoftext|>. Files appear under their names only when complete; older ones of that name
-    stay until then. Raises FormatError if no line can be used.
+    stay until then. Raises FormatError if no line can be used, ValueError if there are files that we have not made.
 
     Args:
         progress: told of (documents, share of the source that is read) now and then.
     """
     prefix = Path(prefix)
+    _check_free(prefix)
     refused: list[str] = []
     dtype = "<u2" if tokenizer.vocab_size < _LARGEST_UINT16 else "<i4"
-    parts = {kind: prefix.with_name(f".{prefix.name}.{kind}.{os.getpid()}.part") for kind in ("bin", "idx", "json")}
+    parts = {kind: prefix.with_name(f".{prefix.name}.{kind}.{os.getpid()}.part") for kind in ("bin", "idx", _ABOUT)}
     prefix.parent.mkdir(parents=True, exist_ok=True)
     size = max(Path(source).stat().st_size, 1)
     lengths: list[int] = []
@@ -174,7 +177,7 @@ def build_text(
         parts["idx"].write_bytes(idx)
         meta = {"tokenizer": tokenizer.digest, "source": Path(source).name, "bin": digest.hexdigest()}
         meta |= {"blocks": _digest_blocks(parts["bin"]), "idx": _digest(idx)}
-        parts["json"].write_text(json.dumps(meta))
+        parts[_ABOUT].write_text(json.dumps(meta))
         _publish(parts, prefix)
     finally:
         for part in parts.values():
@@ -182,16 +185,24 @@ def build_text(
     return refused
 
 
+def _check_free(prefix: Path) -> None:
+    if prefix.is_dir():
+        raise ValueError(f"{prefix} is a folder, whose shards a source of that path means; name another --output")
+    foreign = [str(path) for path in (_beside(prefix, kind) for kind in ("bin", "idx")) if path.exists()]
+    if foreign and not _beside(prefix, _ABOUT).is_file():
+        raise ValueError(f"{' and '.join(foreign)} exist and were not made here; name another --output")
+
+
 def _publish(parts: Mapping[str, Path], prefix: Path) -> None:
     """Give the files their names. The .idx makes them a source: the old one goes first, the new one comes last."""
     idx = _beside(prefix, "idx")
     idx.unlink(missing_ok=True)
     try:
-        for kind in ("bin", "json", "idx"):
+        for kind in ("bin", _ABOUT, "idx"):
             parts[kind].replace(_beside(prefix, kind))
     except BaseException:  # Ctrl-C among them
         if not idx.exists():
-            for kind in ("bin", "json"):
+            for kind in ("bin", _ABOUT):
                 _beside(prefix, kind).unlink(missing_ok=True)
         raise
 
@@ -266,5 +277,5 @@ def _idx_bytes(lengths: Int64, dtype: str) -> bytes:
 
 def _read_meta(prefix: Path) -> dict[str, Any] | None:
     """What `build_text` left beside the files; None for files of another origin."""
-    path = _beside(prefix, "json")
+    path = _beside(prefix, _ABOUT)
     return json.loads(path.read_text("utf-8")) if path.is_file() else None

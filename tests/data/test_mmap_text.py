@@ -41,7 +41,7 @@ def test_megatron_reads_what_is_written(prefix: Path, tokenizer: Tokenizer) -> N
     assert len(theirs) == len(TEXTS) and theirs.document_indices.tolist() == [0, 1, 2, 3, 4]
     for document, text in zip(theirs, TEXTS, strict=True):
         assert document.tolist() == [*tokenizer.encode(text), tokenizer.ids.end_of_text]
-    assert sorted(path.name for path in prefix.parent.iterdir()) == ["corpus.bin", "corpus.idx", "corpus.json"]
+    assert sorted(path.name for path in prefix.parent.iterdir()) == ["corpus.bin", "corpus.idx", "corpus.tokens.json"]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
@@ -103,7 +103,7 @@ def test_files_that_do_not_fit_are_refused(
         with pytest.raises(MismatchError, match=message):
             TextIndex(prefix, 100)
     idx.write_bytes(whole)
-    prefix.with_name("corpus.json").write_text(json.dumps({"tokenizer": "another"}))
+    prefix.with_name("corpus.tokens.json").write_text(json.dumps({"tokenizer": "another"}))
     with pytest.raises(MismatchError, match="made with the tokenizer of digest another"):
         TextIndex(prefix, 100).check(tokenizer)
     (tmp_path / "empty.jsonl").write_text("{}\n")
@@ -152,7 +152,7 @@ def test_of_a_large_file_a_start_compares_blocks_and_a_check_all(
     TextIndex(prefix, 100).check(tokenizer)
     (told,) = TextIndex(prefix, 100).compare()
     assert "corpus.bin has digest" in told
-    prefix.with_name("corpus.json").unlink()
+    prefix.with_name("corpus.tokens.json").unlink()
     TextIndex(prefix, 100).check(tokenizer)
     assert "has no digest" in TextIndex(prefix, 100).compare()[0]
 
