@@ -55,7 +55,7 @@ class ReadStats:
 
         def filled(record: type[StoreStats | CacheCounters]) -> dict[str, Any]:
             plain = [each for each in fields(record) if each.name != "latencies"]
-            return {each.name: type(each.default)(next(rest)) for each in plain}
+            return {each.name: _as(each.default, next(rest)) for each in plain}
 
         store = filled(StoreStats) | {"latencies": tuple(int(next(rest)) for _ in range(NUM_LATENCIES))}
         cache = CacheCounters(**filled(CacheCounters))
@@ -69,6 +69,11 @@ class ReadStats:
             cache["cache_hit_rate"] = self.cache.hits / looked
         rest = {"store_refetched": float(self.refetched), "workers_replaced": float(self.workers_replaced)}
         return store | cache | rest
+
+
+def _as(default: Any, number: float) -> Any:
+    """The number as an int where the default is one: sums over replicas are floats."""
+    return type(default)(number)
 
 
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
