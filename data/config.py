@@ -128,9 +128,10 @@ class DataConfig:
     sample_seconds: float = 600.0
     """A worker that takes longer over one sample is ended and replaced."""
     bad_share: float = 0.02
-    """Share of its samples that may be bad before a replica ends the run, once it has read 100."""
+    """Share of its samples that may be bad before a replica ends the run, once it has read 100. Counted anew by a
+    resumed run, as the source may have been mended."""
     bad_in_row: int = 50
-    """Samples that may be bad one after the other."""
+    """Samples that may be bad one after the other, in the order in which a replica trains on them."""
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]

@@ -20,6 +20,7 @@ import torch
 
 from data.config import IGNORE
 from data.encoding.positions import mrope_positions
+from data.loading.rows import ReadStats
 from data.plan.plan import Cursor, StepPlan
 from data.types import PackedRow
 from model.balance import balanced_split
@@ -55,6 +56,9 @@ class RandomBatches:
         packed = [self._row] * self._num_rows if self._groups.is_reader else None
         plan = StepPlan(rows=(), next_cursor=Cursor())
         return plan, announce(packed, self._num_rows, self._groups, self._form)
+
+    def stats(self) -> ReadStats:
+        return ReadStats()
 
 
 def random_row(vision: VisionConfig, vocab_size: int, tokens_per_row: int) -> PackedRow:

@@ -90,9 +90,9 @@ class Batches:
         self.cursor = step_plan.next_cursor
         return step_plan, announced
 
-    def stats(self) -> ReadStats | None:
-        """What reading counted for this replica, on its reader."""
-        return self._loader.stats() if self._loader is not None else None
+    def stats(self) -> ReadStats:
+        """What reading counted for this replica since the start, on its reader; nothing on other ranks."""
+        return self._loader.stats() if self._loader is not None else ReadStats()
 
     def close(self) -> None:
         if self._loader is not None:

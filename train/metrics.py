@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.loading.rows import ReadStats
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
 from train.config import RunConfig
@@ -44,13 +43,11 @@ class Metrics:
         report: StepReport,
         progress: float,
         drift: float | None = None,
-        reading: ReadStats | None = None,
     ) -> None:
         """Write the step; every `log.every_steps` steps and at the end also a line on the terminal.
 
         Args:
             drift: how far copies of one weight have parted on tensor ranks, where it was measured.
-            reading: what the data path of this rank's replica counted since the start.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -76,8 +73,7 @@ class Metrics:
         flops_per_second = flops / seconds
         row["flops_per_second"] = flops_per_second
         row |= self._spreads(report.plan)
-        if reading is not None:
-            row |= reading.metrics()
+        row |= report.reading.metrics()
         if drift is not None:
             row["replica_drift"] = drift
         if self._peak:

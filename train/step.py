@@ -6,6 +6,7 @@ from dataclasses import asdict, astuple, dataclass
 
 from torch import Tensor
 
+from data.loading.rows import ReadStats
 from data.plan.plan import StepPlan
 from model.flops import Work
 from model.vlm import Row
@@ -38,7 +39,7 @@ class StepParts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What one step did, the same on every rank."""
+    """What one step did, the same on every rank but for the last two, which are right on ranks that read."""
 
     loss: float
     """Mean over the supervised tokens of the whole step; nan where there was nothing to learn."""
@@ -56,18 +57,17 @@ class StepReport:
     """Why the optimizer was left untouched, if it was."""
     plan: StepPlan
     data_seconds: float
-    """Waiting for rows and sharing them."""
+    """Waiting for rows and sharing them, on the replica that waited longest."""
+    reading: ReadStats
+    """What readers have counted since the start, summed over replicas."""
 
 
 def train_step(parts: StepParts, state: TrainState) -> StepReport:
     """Fetch, forward and backward, agree, update, count."""
     started = time.perf_counter()
     plan, announced = parts.batches.next()
-    data_seconds = time.perf_counter() - started
-    # The denominator is the whole step's and known before forward, so no split of the step changes a gradient.
-    counts = [announced.num_targets, announced.num_samples, announced.num_bad, *astuple(announced.work)]
-    targets, samples, bad, *sizes = (int(count) for count in sum_over(parts.groups.dp, counts))
-    work = Work(**dict(zip(asdict(announced.work), sizes, strict=True)))
+    whole = _over_replicas(parts, announced, time.perf_counter() - started)
+    targets, work = whole.targets, whole.work
     rates = part_rates(parts.stage, stage_progress(parts.stage, state.step + 1, state.tokens + work.tokens))
 
     loss, grad_norm = math.nan, 0.0
@@ -88,21 +88,57 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
 
     state.step += 1
     state.tokens += work.tokens
-    state.samples += samples
-    state.bad += bad
+    state.samples += whole.samples
+    state.bad += whole.bad
     state.skipped += skipped is not None
     return StepReport(
         loss=loss,
         grad_norm=grad_norm,
         rates=rates,
         targets=targets,
-        samples=samples,
-        bad=bad,
+        samples=whole.samples,
+        bad=whole.bad,
         work=work,
         computed=computed,
         skipped=skipped,
         plan=plan,
-        data_seconds=data_seconds,
+        data_seconds=whole.data_seconds,
+        reading=whole.reading,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Whole:
+    """Counts of a step over all replicas; fields are those of StepReport."""
+
+    targets: int
+    samples: int
+    bad: int
+    work: Work
+    data_seconds: float
+    reading: ReadStats
+
+
+def _over_replicas(parts: StepParts, announced: Announced, waited: float) -> _Whole:
+    """One reduction for everything that replicas count.
+
+    The number of targets is the loss's denominator: the whole step's and known before forward, so no split of the step
+    changes a gradient. What metrics alone want comes along: under a kilobyte and 8 bytes a replica, while a reduction
+    of its own would cost every step another round of messages.
+    """
+    groups = parts.groups
+    counts = [announced.num_targets, announced.num_samples, announced.num_bad, *astuple(announced.work)]
+    waits = [0.0] * groups.dp_size  # each replica knows its own; of the sums the largest is taken
+    waits[groups.dp_rank] = waited
+    summed = iter(sum_over(groups.dp, [*counts, *waits, *parts.batches.stats().to_numbers()]))
+    targets, samples, bad, *sizes = (int(next(summed)) for _ in counts)
+    return _Whole(
+        targets=targets,
+        samples=samples,
+        bad=bad,
+        work=Work(**dict(zip(asdict(announced.work), sizes, strict=True))),
+        data_seconds=max(next(summed) for _ in waits),
+        reading=ReadStats.from_numbers(list(summed)),
     )
 
 

@@ -99,7 +99,7 @@ class Trainer:
         self.watch.board.tell("record")
         drift = self._drift()
         if metrics is not None:
-            metrics.record(self.state, report, self.progress, drift, self.batches.stats())
+            metrics.record(self.state, report, self.progress, drift)
         every = self.run.checkpoint.every_steps
         if self._is_over() or (every is not None and self.state.step % every == 0):
             self.save()

@@ -66,6 +66,8 @@ class Index:
         self.columns = columns
         self.shards = [ShardInfo(**shard) for shard in meta["shards"]]
         self.digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self.refetched = 0
+        """Samples whose bytes were wrong and were fetched again in this process."""
 
     def __len__(self) -> int:
         return len(self.columns["shard"])
@@ -96,7 +98,8 @@ class Index:
         shard = self.shards[self.columns["shard"][i]]
         offset, nbytes, expected = (int(self.columns[name][i]) for name in ("offset", "nbytes", "crc32c"))
         found = []
-        for _ in range(2):
+        for again in (False, True):
+            self.refetched += again
             data = self.store.read_range(shard.name, offset, nbytes, shard.etag)
             if len(data) == nbytes and google_crc32c.value(data) == expected:
                 return data
@@ -130,6 +133,7 @@ class Index:
         for number, start, end in zip(range(i, i + count), [0, *ends], ends, strict=False):
             part = data[start:end]
             if google_crc32c.value(part) != self.columns["crc32c"][number]:
+                self.refetched += 1
                 part = self.read_bytes(number)  # fetches it again, and knows what to say
             found.append(parse_sample(part, self.meta["format"]))
         return found

@@ -1,7 +1,7 @@
 """Rows as they are trained on: read, checked, decoded, packed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ from data.index.mmap_text import TextIndex, is_text
 from data.loading.media import PatchReader
 from data.plan.lengths import capped
 from data.plan.plan import RowPlan, sample_id
-from data.store.stats import StoreStats
+from data.store.stats import NUM_LATENCIES, StoreStats
 from data.types import EncodedSample, Float32, MediaSize, PackedRow, RawSample
 from data.visual.cache_file import Use
 from data.visual.decode_cache import CacheCounters
@@ -26,24 +26,54 @@ SourceIndex = Index | TextIndex
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadStats:
-    """Counts of the processes that read for one replica."""
+    """Counts of the processes that read: for one replica, or summed over all of them."""
 
     store: StoreStats = field(default_factory=StoreStats)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    refetched: int = 0
+    """Samples whose CRC32C was not that of the index and that were fetched again."""
     workers_replaced: int = 0
 
     def __add__(self, other: "ReadStats") -> "ReadStats":
         return ReadStats(
             store=self.store + other.store,
             cache=self.cache + other.cache,
+            refetched=self.refetched + other.refetched,
             workers_replaced=self.workers_replaced + other.workers_replaced,
         )
 
+    def to_numbers(self) -> list[float]:
+        """Every count in a fixed order, so that lists of several replicas can be summed place by place."""
+        store, cache = asdict(self.store), asdict(self.cache)
+        latencies = store.pop("latencies")
+        return [*store.values(), *latencies, *cache.values(), self.refetched, self.workers_replaced]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> "ReadStats":
+        """Inverse of `to_numbers`."""
+        rest = iter(numbers)
+
+        def filled(record: type[StoreStats | CacheCounters]) -> dict[str, Any]:
+            plain = [each for each in fields(record) if each.name != "latencies"]
+            return {each.name: _as(each.default, next(rest)) for each in plain}
+
+        store = filled(StoreStats) | {"latencies": tuple(int(next(rest)) for _ in range(NUM_LATENCIES))}
+        cache = CacheCounters(**filled(CacheCounters))
+        return cls(store=StoreStats(**store), cache=cache, refetched=int(next(rest)), workers_replaced=int(next(rest)))
+
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for a log."""
+        """Flat numbers for a log; `cache_hit_rate` only once there was a hit or a miss."""
         store = {f"store_{key}": value for key, value in self.store.metrics().items()}
         cache = {f"cache_{key}": float(value) for key, value in asdict(self.cache).items()}
-        return store | cache | {"workers_replaced": float(self.workers_replaced)}
+        if looked := self.cache.hits + self.cache.misses:
+            cache["cache_hit_rate"] = self.cache.hits / looked
+        rest = {"store_refetched": float(self.refetched), "workers_replaced": float(self.workers_replaced)}
+        return store | cache | rest
+
+
+def _as(default: Any, number: float) -> Any:
+    """The number as an int where the default is one: sums over replicas are floats."""
+    return type(default)(number)
 
 
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
@@ -143,8 +173,12 @@ class RowReader:
 
     def stats(self) -> ReadStats:
         """What stores and decode cache counted so far in this process."""
-        stores = [index.store.stats() for index in self._indexes if isinstance(index, Index)]
-        return ReadStats(store=sum(stores, StoreStats()), cache=self._patches.counters)
+        opened = [index for index in self._indexes if isinstance(index, Index)]
+        return ReadStats(
+            store=sum((index.store.stats() for index in opened), StoreStats()),
+            cache=self._patches.counters,
+            refetched=sum(index.refetched for index in opened),
+        )
 
     def close(self) -> None:
         """End the decoder's process."""
@@ -177,12 +211,15 @@ class RowReader:
         return raw, sizes, encode_sample(raw.content, sizes, self._tokenizer, image, video)
 
     def _record(self, source_id: int, index: int, key: str, reason: str) -> dict[str, Any]:
+        opened = self._indexes[source_id]
         return {
             "sample_id": sample_id(source_id, index),
             "source": self._config.sources[source_id].name,
             "index": index,
             "key": key,
-            "where": self._indexes[source_id].where(index),
+            "where": opened.where(index),
+            # The index's is that of the bytes: they were compared. Token files have none.
+            "crc32c": f"{int(opened.columns['crc32c'][index]):08x}" if isinstance(opened, Index) else None,
             "reason": reason,
         }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -158,11 +159,12 @@ def test_an_undecodable_sample_becomes_a_placeholder_and_shifts_nothing(
     assert seen == len(records) > 0
     assert records[0]["key"] == f"sample{number:04d}" and records[0]["sample_id"] == number
     assert "cannot be decoded" in records[0]["reason"] and "mixed-000000.tar[" in records[0]["where"]
+    start, end = map(int, records[0]["where"].partition("[")[2].rstrip("]").split(":"))
+    stored = (bad / "mixed-000000.tar").read_bytes()[start:end]
+    assert records[0]["crc32c"] == f"{google_crc32c.value(stored):08x}"
 
 
 def copy_index_with_new_crc(good: Path, bad: Path, number: int) -> None:
-    import google_crc32c
-
     from data.index.file import COLUMNS, ShardInfo, write_index
 
     index = open_index(good)
@@ -270,3 +272,8 @@ def test_a_flipped_bit_in_a_run_is_fetched_again_for_its_sample_alone(
     monkeypatch.setattr(index.store, "read_range", flip_once)
     assert count == 4 and index.read_run(0, count) == whole
     assert ranges == [int(index.columns["nbytes"][:4].sum()), int(index.columns["nbytes"][1])]
+    assert index.refetched == 1
+    ranges.clear()  # the next read is flipped too, in a sample read by itself
+    nbytes = index.columns["nbytes"]
+    alone = next(i for i in range(len(index)) if nbytes[i] > nbytes[0] + 600)
+    assert index.read_raw(alone).key and len(ranges) == 2 and index.refetched == 2

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from data.loading.rows import ReadStats
 from data.plan.plan import StepPlan
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
@@ -91,6 +92,9 @@ class GivenBatches:
         mine = rows[self._groups.dp_rank :: self._groups.dp_size]
         packed = mine if self._groups.is_reader else None
         return SimpleNamespace(), announce(packed, len(mine), self._groups, self._form)  # type: ignore[return-value]
+
+    def stats(self) -> ReadStats:
+        return ReadStats()
 
 
 def train_on_layout(

@@ -126,7 +126,7 @@ _INTERLEAVED = (
 _PARAMETERS = 400_832
 _REPLICAS = (
     (
-        _line("dp", "allreduce", 1, 11 * 8, "targets, samples, bad ones and work of the whole step, before forward"),
+        _line("dp", "allreduce", 1, (11 + 2 + 95) * 8, "11 counts of the step, 2 waits for data, 95 counts of readers"),
         _line("dp", "allreduce", 1, 8, "the loss"),
         _line("dp", "allreduce", 5, _PARAMETERS * 4, "gradients, in buckets of at most 100,000"),
         _line("world", "allreduce", 1, 8, "whether gradients are finite on every rank"),

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
+from data.loading.rows import ReadStats
 from data.plan.plan import StepPlan
 from data.types import PackedRow
 from model import balance
@@ -113,6 +114,9 @@ class Known:
 
     def next(self) -> tuple[StepPlan, Announced]:
         return self._step
+
+    def stats(self) -> ReadStats:
+        return ReadStats()
 
 
 class Repeated:

@@ -1,5 +1,6 @@
-"""The loader (item 10): killed workers, memory over thousands of steps, what a killed trainer leaves."""
+"""The loader (item 10): killed workers, memory over steps, what a killed trainer leaves; bad samples (item 6)."""
 
+from tests.harness.limits import limit_faults
 from tests.harness.loader_measures import killed_workers, left_behind, memory_growth
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
@@ -13,6 +14,11 @@ def cases() -> dict[str, Case]:
     """Every case by its key."""
     killed = tuple(f"a worker killed every {EVERY} steps: {what}" for what in (*KILLED, "workers not replaced"))
     left = tuple(f"trainer killed: {what} left" for what in LEFT)
+    limits = (
+        "more bad samples than data.bad_share: runs that went on",
+        "more bad samples in a row than data.bad_in_row: runs that went on",
+        "no limit passed yet: runs that stopped",
+    )
     growth = ("memory of trainer and workers from step 200 to 2000",)
 
     def after_kills(context: Context) -> list[Cell]:
@@ -28,8 +34,14 @@ def cases() -> dict[str, Case]:
         found = context.run(1, left_behind)[0]
         return [Cell(name=name, measured=found[what], limit=0, unit="") for name, what in zip(left, LEFT, strict=True)]
 
+    def with_bad_samples(context: Context) -> list[Cell]:
+        *found, runs = context.run_here(limit_faults)
+        unit = f"of {runs} runs"
+        return [Cell(name=name, measured=value, limit=0, unit=unit) for name, value in zip(limits, found, strict=True)]
+
     return {
         "loader/killed": Case(item=10, names=killed, run=after_kills),
         "loader/memory": Case(item=10, names=growth, run=after_steps),
         "loader/left": Case(item=10, names=left, run=after_death),
+        "loader/limits": Case(item=6, names=limits, run=with_bad_samples),
     }

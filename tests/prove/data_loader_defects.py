@@ -38,7 +38,45 @@ def rows_kept() -> Mend:
     return replace_name(Loader, "next_step", make)
 
 
+def share_forgotten() -> Mend:
+    """Only bad samples in a row are counted."""
+    from data.loading.loader import Loader
+
+    def make(count_bad: Any) -> Any:
+        def planted(self: Any, rows: Any, records: Any) -> None:
+            self._bad = 0
+            count_bad(self, rows, records)
+
+        return planted
+
+    return replace_name(Loader, "_count_bad", make)
+
+
+def row_ends_with_the_step() -> Mend:
+    """Bad samples in a row are counted from the start of each step."""
+    from data.loading.loader import Loader
+
+    def make(count_bad: Any) -> Any:
+        def planted(self: Any, rows: Any, records: Any) -> None:
+            self._bad_in_row = 0
+            count_bad(self, rows, records)
+
+        return planted
+
+    return replace_name(Loader, "_count_bad", make)
+
+
+def share_of_few() -> Mend:
+    """A share is taken of however few samples there were."""
+    from data.loading import loader
+
+    return replace_name(loader, "_FEW_SAMPLES", lambda _: 0)
+
+
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed",)),
     "loader_rows_kept": (rows_kept, ("loader/memory",)),
+    "loader_share_forgotten": (share_forgotten, ("loader/limits",)),
+    "loader_row_ends_with_the_step": (row_ends_with_the_step, ("loader/limits",)),
+    "loader_share_of_few": (share_of_few, ("loader/limits",)),
 }

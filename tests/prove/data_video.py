@@ -168,12 +168,13 @@ def _bad_media() -> Case:
         "bad pictures and clips: samples repeated",
         "bad pictures and clips: bad ones without a record, good ones with one",
         "bad pictures and clips: supervised tokens and pixels of the bad ones",
+        "bad pictures and clips: bad ones that nobody looked at",
         "bad pictures and clips: hopeless clips that the index took",
     )
 
     def run(context: Context) -> list[Cell]:
         found = context.run_here(faults.bad_media)
-        units = ("samples", "samples", "samples", "values", "clips")
+        units = ("samples", "samples", "samples", "values", "samples", "clips")
         return [
             Cell(name=name, measured=measured, limit=0, unit=unit)
             for name, measured, unit in zip(names, found, units, strict=True)

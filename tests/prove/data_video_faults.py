@@ -19,7 +19,7 @@ from data.index.build import build_index
 from data.loading.media import PatchReader
 from data.loading.rows import build_reader, open_indexes
 from data.plan.plan import Cursor, Plan
-from data.types import MediaSize, RawSample
+from data.types import MediaSize, PackedRow, RawSample
 from data.visual import decode_child
 from data.visual.cache_file import HEADER_BYTES
 from data.visual.decode_cache import DecodeCache
@@ -102,9 +102,10 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def bad_media() -> tuple[int, int, int, int, int]:
-    """(samples lost, samples repeated, bad samples without a record or good ones with, supervised tokens or pixels in
-    bad ones, hopeless clips that the index took) over one epoch of pictures and clips of which some cannot be read."""
+def bad_media() -> tuple[int, int, int, int, int, int]:
+    """(samples lost, samples repeated, bad samples without a record or good ones with one, supervised tokens or pixels
+    in bad ones, bad ones in which nobody looked for them, hopeless clips that the index took) over one epoch of
+    pictures and clips of which some cannot be read."""
     good, bad, hopeless = _media()
     samples = [
         RawSample(key=name, content=_content(data), media={0: ("bin", data)})
@@ -121,6 +122,7 @@ def bad_media() -> tuple[int, int, int, int, int]:
         seen: list[int] = []
         records: list[str] = []
         leaks = 0
+        unchecked = set(bad)
         cursor = Cursor()
         while cursor.window == 0:
             step = plan.step(cursor)
@@ -129,11 +131,23 @@ def bad_media() -> tuple[int, int, int, int, int]:
                 row, found = reader.read(planned)
                 records += [record["key"] for record in found]
                 seen += row.sample_ids.tolist()
-                if found and len(planned.samples) == 1:
-                    leaks += int((row.targets != IGNORE).sum()) + int((row.patches != 0).sum())
+                for record in found:
+                    leaks += _left_of(row, record["sample_id"])
+                    unchecked.discard(record["key"])
         reader.close()
         lost = len(index) - len(set(seen))
-        return lost, len(seen) - len(set(seen)), len(set(records) ^ set(bad)), leaks, taken
+        return lost, len(seen) - len(set(seen)), len(set(records) ^ set(bad)), leaks, len(unchecked), taken
+
+
+def _left_of(row: PackedRow, number: int) -> int:
+    """Supervised tokens of a sample in its row, and values of its patches that are not 0."""
+    (place,) = np.flatnonzero(row.sample_ids == number)
+    ends = row.segment_lengths.cumsum()
+    start, end = ends[place] - row.segment_lengths[place], ends[place]
+    inside = (row.visual_index >= start) & (row.visual_index < end)
+    pixels = row.patches[np.repeat(inside, 4)]  # of each visual token
+    assert pixels.size, "a picture or clip without patches"
+    return int((row.targets[start:end] != IGNORE).sum()) + int((pixels != 0).sum())
 
 
 def _config(folder: Path, samples: int) -> DataConfig:

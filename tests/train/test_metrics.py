@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.loading.rows import ReadStats
 from data.plan.plan import Cursor, RowPlan, StepPlan
 from model.flops import Work, step_flops
 from train.config import RunConfig
@@ -28,6 +29,7 @@ REPORT = StepReport(
     skipped=None,
     plan=StepPlan(rows=(), next_cursor=Cursor()),
     data_seconds=0.0,
+    reading=ReadStats(),
 )
 
 
