@@ -67,8 +67,8 @@ def _same(one: PackedRow, other: PackedRow) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in _ARRAYS)
 
 
-def memory_growth(steps: int, settled: int) -> float:
-    """Megabytes that trainer and workers together hold more after `steps` steps than after `settled`."""
+def growth(steps: int, settled: int) -> tuple[float, int]:
+    """(megabytes, descriptors) that trainer and workers hold more after `steps` steps than after `settled`."""
     with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
         config = replace(data_config(make_data(Path(folder))), workers=2)
         workers = Workers(config)
@@ -77,10 +77,10 @@ def memory_growth(steps: int, settled: int) -> float:
         try:
             for _ in range(settled):
                 loader.next_step()
-            before = sum(map(_resident, pids))
+            before, opened = sum(map(_resident, pids)), sum(map(_descriptors, pids))
             for _ in range(steps - settled):
                 loader.next_step()
-            return (sum(map(_resident, pids)) - before) / 2**20
+            return (sum(map(_resident, pids)) - before) / 2**20, sum(map(_descriptors, pids)) - opened
         finally:
             loader.close()
 
@@ -88,6 +88,10 @@ def memory_growth(steps: int, settled: int) -> float:
 def _resident(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 _TRAINER = """
