@@ -1,7 +1,7 @@
 """The loader (item 10): killed workers, memory over thousands of steps, what a killed trainer leaves."""
 
 from tests.harness.loader_measures import growth, killed_workers, left_behind
-from tests.prove.case import Case, Cell
+from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
 STEPS, EVERY = 60, 7
@@ -33,7 +33,12 @@ def cases() -> dict[str, Case]:
         return [Cell(name=name, measured=found[what], limit=0, unit="") for name, what in zip(left, LEFT, strict=True)]
 
     return {
-        "loader/killed": Case(item=10, names=killed, run=after_kills),
+        "loader/killed": Case(item=10, names=killed, run=after_kills, fault=_kills(killed)),
         "loader/memory": Case(item=10, names=grown, run=after_steps),
         "loader/left": Case(item=10, names=left, run=after_death),
     }
+
+
+def _kills(names: tuple[str, ...]) -> Injected:
+    what = f"SIGKILL of a worker every {EVERY} steps"
+    return Injected(numbers=(28,), what=what, outcome="the same rows", lost=names[0], repeated=names[1])
