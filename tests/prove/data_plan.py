@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
-from tests.harness.plan_measures import plan_faults, plan_ten_million, shrunk_over_budget, token_share_off
+from tests.harness.plan_measures import (
+    plan_faults,
+    plan_ten_million,
+    shrunk_over_budget,
+    spread_over_dealt,
+    token_share_off,
+)
 from tests.harness.resume_measures import awkward_cursors, large_source, resume_at
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
@@ -18,6 +24,8 @@ RUN_LENGTHS = (1, 16)
 RESUMED = "10 million samples on disk, resumed"
 WHERE = ("start", "middle", "end")
 WORKERS = (0, 2)
+SPREADS = {"patches": "visual load", "cost": "load"}
+DP_SIZES = (4, 8)
 
 
 def cases() -> dict[str, Case]:
@@ -26,6 +34,7 @@ def cases() -> dict[str, Case]:
     found["plan/resumed"] = _resumed()
     for length in RUN_LENGTHS:
         found[f"plan/runs of {length}"] = _epochs(length)
+    found["plan/balance"] = _balance()
     names = ("weights of tokens: share missed in a window", "shrunk samples: over a budget")
     found["plan/lengths"] = Case(item=5, names=names, run=_lengths)
     return found
@@ -69,6 +78,22 @@ def _resumed() -> Case:
         ]
 
     return Case(item=5, names=(*times.values(), *wrong), run=run)
+
+
+def _balance() -> Case:
+    names = {
+        (size, kind): f"DP {size}, 200 steps of a mixed plan: spread of {load} over that of rows dealt in turn"
+        for size in DP_SIZES
+        for kind, load in SPREADS.items()
+    }
+
+    def run(context: Context) -> list[Cell]:
+        found = {size: context.run_here(spread_over_dealt, dp_size=size) for size in DP_SIZES}
+        return [
+            Cell(name=name, measured=found[size][kind], limit=0.5, unit="of it") for (size, kind), name in names.items()
+        ]
+
+    return Case(item=10, names=tuple(names.values()), run=run)
 
 
 def _epochs(length: int) -> Case:
