@@ -1,6 +1,6 @@
 """The loader (item 10): killed workers, memory over thousands of steps, what a killed trainer leaves."""
 
-from tests.harness.loader_measures import growth, killed_workers, left_behind
+from tests.harness.loader_measures import growth, killed_workers, left_behind, rows_that_differ
 from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
@@ -12,6 +12,7 @@ LEFT = ("processes", "files")
 def cases() -> dict[str, Case]:
     """Every case by its key."""
     killed = tuple(f"a worker killed every {EVERY} steps: {what}" for what in (*KILLED, "workers not replaced"))
+    same = ("loaders over DP 1, 2, 4, 0 and 2 workers, 1 and 4 steps ahead: rows with another bit",)
     left = tuple(f"trainer killed: {what} left" for what in LEFT)
     grown = tuple(f"{what} of trainer and workers from step 200 to 2000" for what in ("memory", "descriptors"))
 
@@ -19,6 +20,10 @@ def cases() -> dict[str, Case]:
         found = context.run(1, killed_workers, steps=STEPS, every=EVERY)[0]
         values = (found.lost, found.repeated, found.differing, STEPS // EVERY - found.workers)
         return [Cell(name=name, measured=value, limit=0, unit="") for name, value in zip(killed, values, strict=True)]
+
+    def over_layouts(context: Context) -> list[Cell]:
+        differing, rows = context.run_here(rows_that_differ, steps=6)
+        return [Cell(name=same[0], measured=differing, limit=0, unit=f"of {rows} rows")]
 
     def after_steps(context: Context) -> list[Cell]:
         megabytes, descriptors = context.run(1, growth, steps=2000, settled=200)[0]
@@ -34,6 +39,7 @@ def cases() -> dict[str, Case]:
 
     return {
         "loader/killed": Case(item=10, names=killed, run=after_kills, fault=_kills(killed)),
+        "loader/layouts": Case(item=5, names=same, run=over_layouts),
         "loader/memory": Case(item=10, names=grown, run=after_steps),
         "loader/left": Case(item=10, names=left, run=after_death),
     }

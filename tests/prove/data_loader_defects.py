@@ -60,7 +60,7 @@ def descriptors_kept() -> Mend:
 
 
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
-    "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed",)),
+    "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed", "loader/layouts")),
     "loader_descriptors_kept": (descriptors_kept, ("loader/memory",)),
     "loader_rows_kept": (rows_kept, ("loader/memory",)),
 }
