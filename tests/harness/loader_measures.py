@@ -7,19 +7,23 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from data.config import DataConfig
 from data.encoding.tokenizer import load_tokenizer
 from data.loading.loader import Loader
-from data.loading.pool import InThread, Workers
+from data.loading.pool import InThread, Workers, open_readers
 from data.loading.rows import build_reader, open_indexes
-from data.plan.plan import Cursor, Plan, assign_rows
+from data.plan.plan import Cursor, Plan, StepPlan, assign_rows
 from data.types import PackedRow
 from tests.harness.runs import data_config, make_data
 
 _ARRAYS = ("tokens", "targets", "positions", "segment_lengths", "grids", "visual_index", "patches", "sample_ids")
+LAYOUTS = tuple(product((1, 2, 4), (0, 2), (1, 4)))
+"""DP size, workers, steps read ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +67,42 @@ def killed_workers(steps: int, every: int) -> Killed:
             alone.close()
 
 
+def rows_that_differ(steps: int) -> tuple[int, int]:
+    """(rows with another bit than those that one thread reads for one replica, rows) over all LAYOUTS."""
+    with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
+        config = data_config(make_data(Path(folder)))
+        plan = Plan(config, open_indexes(config))
+        expected = _read_steps(config, plan, 0, 1, steps)
+        differing = total = 0
+        for size, workers, prefetch in LAYOUTS:
+            changed = replace(config, workers=workers, prefetch_steps=prefetch)
+            for rank in range(size):
+                for (step, rows), (_, whole) in zip(
+                    _read_steps(changed, plan, rank, size, steps), expected, strict=True
+                ):
+                    due = [whole[number] for number in assign_rows(step.rows, size)[rank]]
+                    differing += sum(not _same(row, other) for row, other in zip(rows, due, strict=True))
+                    total += len(rows)
+        return differing, total
+
+
+def _read_steps(
+    config: DataConfig, plan: Plan, rank: int, size: int, steps: int
+) -> list[tuple[StepPlan, list[PackedRow]]]:
+    readers = open_readers(config, load_tokenizer(config.tokenizer), open_indexes(config))
+    loader = Loader(config, plan, readers, rank, size, Cursor(), lambda _: None)
+    try:
+        return [loader.next_step() for _ in range(steps)]
+    finally:
+        loader.close()
+
+
 def _same(one: PackedRow, other: PackedRow) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in _ARRAYS)
 
 
-def memory_growth(steps: int, settled: int) -> float:
-    """Megabytes that trainer and workers together hold more after `steps` steps than after `settled`."""
+def growth(steps: int, settled: int) -> tuple[float, int]:
+    """(megabytes, descriptors) that trainer and workers hold more after `steps` steps than after `settled`."""
     with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
         config = replace(data_config(make_data(Path(folder))), workers=2)
         workers = Workers(config)
@@ -77,10 +111,10 @@ def memory_growth(steps: int, settled: int) -> float:
         try:
             for _ in range(settled):
                 loader.next_step()
-            before = sum(map(_resident, pids))
+            before, opened = sum(map(_resident, pids)), sum(map(_descriptors, pids))
             for _ in range(steps - settled):
                 loader.next_step()
-            return (sum(map(_resident, pids)) - before) / 2**20
+            return (sum(map(_resident, pids)) - before) / 2**20, sum(map(_descriptors, pids)) - opened
         finally:
             loader.close()
 
@@ -88,6 +122,10 @@ def memory_growth(steps: int, settled: int) -> float:
 def _resident(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 _TRAINER = """

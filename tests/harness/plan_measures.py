@@ -10,7 +10,7 @@ import numpy as np
 from data.config import DataConfig, ImageConfig, SourceConfig
 from data.encoding.encode import media_grid
 from data.plan.lengths import capped, sample_lengths, source_lengths
-from data.plan.plan import Cursor, Plan, assign_rows
+from data.plan.plan import Cursor, Plan, assign_rows, spread
 from data.types import MediaSize
 
 ROW_TOKENS, ROW_PATCHES = 32768, 131072
@@ -177,3 +177,20 @@ def shrunk_over_budget() -> float:
         over += sum(row.num_patches > small.patches_per_row for row in step.rows)
         cursor = step.next_cursor
     return over
+
+
+def spread_over_dealt(dp_size: int, steps: int = 200) -> dict[str, float]:
+    """What replicas have more than the mean of, as a share of that where rows are dealt in turn: means over steps."""
+    mixed = config(tokens_per_row=8192, patches_per_row=32768, rows_per_step=32, window=16384)
+    plan = Plan(mixed, [LengthsAlone(200_000, 0), LengthsAlone(50_000, 1, pictures=0.0)])
+    cursor = Cursor()
+    sums = {"patches": [0.0, 0.0], "cost": [0.0, 0.0]}
+    for _ in range(steps):
+        step = plan.step(cursor)
+        cursor = step.next_cursor
+        dealt = [list(range(rank, len(step.rows), dp_size)) for rank in range(dp_size)]
+        for place, assigned in enumerate((assign_rows(step.rows, dp_size), dealt)):
+            mine = [[step.rows[number] for number in numbers] for numbers in assigned]
+            sums["patches"][place] += spread([sum(row.num_patches for row in rows) for rows in mine])
+            sums["cost"][place] += spread([sum(row.cost for row in rows) for rows in mine])
+    return {kind: balanced / in_turn for kind, (balanced, in_turn) in sums.items()}

@@ -17,6 +17,19 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Injected:
+    """A fault that a case injects, for the table of faults."""
+
+    numbers: tuple[int, ...]
+    """In tests/prove/user_cases.py; empty for a fault that no user reported."""
+    what: str
+    outcome: str
+    lost: str
+    """Name of the row that counts lost samples."""
+    repeated: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """Something that runs once and gives rows."""
 
@@ -24,3 +37,4 @@ class Case:
     names: tuple[str, ...]
     """Of the rows, known beforehand so that none can be missing unseen."""
     run: Callable[[Context], list[Cell]]
+    fault: Injected | None = None

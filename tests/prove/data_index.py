@@ -8,7 +8,7 @@ from tests.harness.index_damage import DAMAGED, SAMPLES, Fault, hostile_pictures
 from tests.harness.index_formats import PACKED, packed_faults, webdataset_faults
 from tests.harness.index_rate import KINDS, core_seconds
 from tests.harness.index_resumed import believed_parts, resume_after_kills
-from tests.prove.case import Case, Cell
+from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
 CHANGES = (
@@ -59,8 +59,8 @@ def cases() -> dict[str, Case]:
     """Every case by its key."""
     found = {f"index/rate/{kind}": _rate(kind) for kind in KINDS}
     found |= {"index/resumed": _resumed(), "index/parts": _parts(), "index/compared": _compared()}
-    found |= {f"index/shard/{name}": _fault(f"case 14, {name}", name, shard_fault) for name in DAMAGED}
-    found |= {f"index/sample/{name}": _fault(f"cases 15 and 25, {name}", name, sample_fault) for name in SAMPLES}
+    found |= {f"index/shard/{name}": _fault((14,), name, shard_fault) for name in DAMAGED}
+    found |= {f"index/sample/{name}": _fault((15, 25), name, sample_fault) for name in SAMPLES}
     found |= {"index/pictures": _pictures()}
     return found | {f"index/format/{name}": _format(name) for name in (*PACKED, "webdataset")}
 
@@ -103,7 +103,14 @@ def _resumed() -> Case:
             Cell(name=name, measured=value, limit=0, unit="count") for name, value in zip(names, values, strict=True)
         ]
 
-    return Case(item=4, names=names, run=run)
+    fault = Injected(
+        numbers=(),
+        what="SIGKILL of an index that is being built, 3 times",
+        outcome="the index of a build at a stretch",
+        lost=names[2],
+        repeated=names[3],
+    )
+    return Case(item=4, names=names, run=run, fault=fault)
 
 
 def _parts() -> Case:
@@ -131,7 +138,8 @@ def _compared() -> Case:
     return Case(item=4, names=tuple(names.values()), run=run)
 
 
-def _fault(title: str, name: str, measure: Callable[[Path, str], Fault]) -> Case:
+def _fault(numbers: tuple[int, ...], name: str, measure: Callable[[Path, str], Fault]) -> Case:
+    title = f"case{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}, {name}"
     names = tuple(f"{title}: {what}" for what in ("not named", "samples lost", "samples repeated"))
 
     def run(context: Context) -> list[Cell]:
@@ -141,7 +149,10 @@ def _fault(title: str, name: str, measure: Callable[[Path, str], Fault]) -> Case
             Cell(name=name, measured=value, limit=0, unit="count") for name, value in zip(names, values, strict=True)
         ]
 
-    return Case(item=4, names=names, run=run)
+    of = "a shard" if measure is shard_fault else "a sample"
+    outcome = "refused or left out, and named; what is sound is indexed"
+    fault = Injected(numbers=numbers, what=f"{of}: {name}", outcome=outcome, lost=names[1], repeated=names[2])
+    return Case(item=4, names=names, run=run, fault=fault)
 
 
 def _pictures() -> Case:

@@ -73,8 +73,30 @@ def share_of_few() -> Mend:
     return replace_name(loader, "_FEW_SAMPLES", lambda _: 0)
 
 
+def descriptors_kept() -> Mend:
+    """The memory file of every 64th row stays open after it was read: fewer than a process may have open."""
+    import itertools
+    import os
+
+    from data.loading import pool
+
+    rows = itertools.count()
+
+    def make(receive: Any) -> Any:
+        def planted(sock: Any) -> Any:
+            received = receive(sock)
+            if received is not None and received[1] is not None and next(rows) % 64 == 0:
+                os.open(os.devnull, os.O_RDONLY)
+            return received
+
+        return planted
+
+    return replace_name(pool, "receive", make)
+
+
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
-    "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed",)),
+    "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed", "loader/layouts")),
+    "loader_descriptors_kept": (descriptors_kept, ("loader/memory",)),
     "loader_rows_kept": (rows_kept, ("loader/memory",)),
     "loader_share_forgotten": (share_forgotten, ("loader/limits",)),
     "loader_row_ends_with_the_step": (row_ends_with_the_step, ("loader/limits",)),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tests.harness.oss_cases import CASES, connections_used, expiring_tokens, refused_tokens, run_case
 from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
 from tests.harness.oss_limits import Kept, keep_capacity, killed_readers, storm
-from tests.prove.case import Case, Cell
+from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
 CRC_ONLY = ("flipped bit", "flipped at rest", "text inside", "text before")  # right in every header
@@ -29,8 +29,8 @@ def cases() -> dict[str, Case]:
 
 def _fault(name: str) -> Case:
     case = CASES[name]
-    outcome = f"a {case.fatal[0]} that says where" if case.fatal else "the same samples"
-    head = f"case {case.number}, {name} ({case.injected}), ends in {outcome}"
+    outcome_due = f"a {case.fatal[0]} that says where" if case.fatal else "the same samples"
+    head = f"case {case.number}, {name} ({case.injected}), ends in {outcome_due}"
     below = () if name in CRC_ONLY else (f"{head}: wrong answers believed before the CRC",)
     names = (
         f"{head}: samples lost",
@@ -63,7 +63,10 @@ def _fault(name: str) -> Case:
             for title, (measured, limit, unit) in zip(names, values, strict=True)
         ]
 
-    return Case(item=2, names=names, run=run)
+    fault = Injected(
+        numbers=(case.number,), what=f"{name}: {case.injected}", outcome=outcome_due, lost=names[0], repeated=names[1]
+    )
+    return Case(item=2, names=names, run=run, fault=fault)
 
 
 def _limit(name: str) -> Case:
@@ -122,6 +125,8 @@ _SMALL: dict[str, tuple[int, Callable[[], dict[str, float]], dict[str, float]]] 
     "killed readers": (3, killed_readers, {"longest wait": 2.0, "share of the rate lost": 0}),
     "storm": (2, storm, {"requests": 60, "most in a tenth of a second": 8}),
 }
+_NUMBERS = {"expiring tokens": 8, "refused tokens": 8, "connections": 11}
+"""Of those whose samples are counted."""
 _TITLES = {
     "expiring tokens": "case 8, 8 processes whose tokens end every 3 s",
     "refused tokens": "case 8, 8 processes whose token is refused at once",
@@ -144,4 +149,10 @@ def _small(key: str, item: int, measure: Callable[[], dict[str, float]], limits:
             for what, limit in limits.items()
         ]
 
-    return Case(item=item, names=tuple(names.values()), run=run)
+    fault = None
+    if "lost" in limits and "repeated" in limits:
+        numbers = (_NUMBERS[key],) if key in _NUMBERS else ()
+        what = _TITLES[key].partition(", ")[2] if numbers else _TITLES[key]
+        outcome = "the same samples"
+        fault = Injected(numbers=numbers, what=what, outcome=outcome, lost=names["lost"], repeated=names["repeated"])
+    return Case(item=item, names=tuple(names.values()), run=run, fault=fault)

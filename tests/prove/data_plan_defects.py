@@ -74,10 +74,39 @@ def shrunk_by_half() -> Mend:
     return replace_name(lengths, "_fitting_cap", make)
 
 
+def row_read_again() -> Mend:
+    """A loader reads its first row, throws it away and reads it again."""
+    from data.loading.loader import Loader
+
+    def make(init: Any) -> Any:
+        def planted(
+            self: Any, config: Any, plan: Any, readers: Any, rank: int, size: int, cursor: Any, *rest: Any
+        ) -> None:
+            if config.workers == 0:
+                readers._reader.read(plan.step(cursor).rows[0])
+            init(self, config, plan, readers, rank, size, cursor, *rest)
+
+        return planted
+
+    return replace_name(Loader, "__init__", make)
+
+
+def rows_in_turn() -> Mend:
+    """Rows are dealt to replicas in turn, whatever they cost."""
+    from tests.harness import plan_measures
+
+    def make(_: Any) -> Any:
+        return lambda rows, dp_size: [list(range(rank, len(rows), dp_size)) for rank in range(dp_size)]
+
+    return replace_name(plan_measures, "assign_rows", make)
+
+
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "plan_drawn_anew": (drawn_anew, ("plan/runs of 1",)),
     "plan_patches_uncounted": (patches_uncounted, ("plan/runs of 16",)),
     "plan_tokens_as_samples": (tokens_as_samples, ("plan/lengths",)),
     "plan_first_fit": (first_fit, ("plan/large",)),
+    "plan_rows_in_turn": (rows_in_turn, ("plan/balance",)),
+    "plan_row_read_again": (row_read_again, ("plan/resumed",)),
     "plan_shrunk_by_half": (shrunk_by_half, ("plan/lengths",)),
 }

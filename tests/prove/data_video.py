@@ -2,7 +2,7 @@
 
 from tests.prove import data_video_faults as faults
 from tests.prove import data_video_measures as measures
-from tests.prove.case import Case, Cell
+from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
 WARM_SHARE = 1 / 50  # of the time that decoding takes
@@ -180,4 +180,11 @@ def _bad_media() -> Case:
             for name, measured, unit in zip(names, found, units, strict=True)
         ]
 
-    return Case(item=6, names=names, run=run)
+    fault = Injected(
+        numbers=(16, 17, 18, 22),
+        what="pictures and clips that are cut, empty, garbage, of zeros, without an index, with too many frames told",
+        outcome="placeholders with a record; hopeless clips are left out of the index, and listed",
+        lost=names[0],
+        repeated=names[1],
+    )
+    return Case(item=6, names=names, run=run, fault=fault)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from tests.prove.case import Case
 from tests.prove.context import Context, Worlds
+from tests.prove.fault_table import write_fault_table
 from tests.prove.plants import PLANTS
 from tests.prove.rows_out import Ledger, Row, print_head, print_row
 
@@ -32,6 +33,7 @@ def prove(cases: dict[str, Case], ledger: Ledger, worlds: Worlds, plant: str | N
                 print_row(row)
     finally:
         context.close()
+    write_fault_table(ledger.beside("faults.md"), cases, ledger.rows)
     return ledger.finish()
 
 

@@ -31,11 +31,16 @@ class Ledger:
     """Finished cases on disk, so that a proof that was cut off goes on; good for the same sources only."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
+        self._name = name
         self._folder = folder or ROOT / "runs" / "proof"
         self._progress = self._folder / f"{name}.progress.json"
         self._result = self._folder / f"{name}.json"
         self._key = source_digest()
         self.rows: dict[str, list[Row]] = {}
+
+    def beside(self, ending: str) -> Path:
+        """Another file of this proof, next to its result."""
+        return self._folder / f"{self._name}_{ending}"
 
     def load(self) -> None:
         """Take over the cases of an earlier attempt in which every row was ok."""
