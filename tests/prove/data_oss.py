@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from tests.harness.oss_cases import CASES, connections_used, expiring_tokens, refused_tokens, run_case
+from tests.harness.oss_cases import CASES, CRC_ONLY, connections_used, expiring_tokens, refused_tokens, run_case
 from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
 from tests.harness.oss_limits import Kept, keep_capacity, killed_readers, storm
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
 
-CRC_ONLY = ("flipped bit", "flipped at rest", "text inside", "text before")  # right in every header
+RUN_LENGTHS = {1: "", 4: ", runs of 4"}  # samples that one request reads
 SECONDS = 40.0
 LIMITS = {
     "requests, budget 2 capacities": {"budget": 2.0},
@@ -19,7 +19,7 @@ LIMITS = {
 
 def cases() -> dict[str, Case]:
     """Every case by its key."""
-    found = {f"oss/fault {name}": _fault(name) for name in CASES}
+    found = {f"oss/fault {name}{told}": _fault(name, run) for name in CASES for run, told in RUN_LENGTHS.items()}
     found |= {f"oss/limit {name}": _limit(name) for name in LIMITS}
     for key, (item, measure, limits) in _SMALL.items():
         found[f"oss/{key}"] = _small(key, item, measure, limits)
@@ -27,10 +27,10 @@ def cases() -> dict[str, Case]:
     return found
 
 
-def _fault(name: str) -> Case:
+def _fault(name: str, run_length: int) -> Case:
     case = CASES[name]
     outcome = f"a {case.fatal[0]} that says where" if case.fatal else "the same samples"
-    head = f"case {case.number}, {name} ({case.injected}), ends in {outcome}"
+    head = f"case {case.number}, {name} ({case.injected}){RUN_LENGTHS[run_length]}, ends in {outcome}"
     below = () if name in CRC_ONLY else (f"{head}: wrong answers believed before the CRC",)
     names = (
         f"{head}: samples lost",
@@ -45,7 +45,7 @@ def _fault(name: str) -> Case:
     )
 
     def run(context: Context) -> list[Cell]:
-        found = context.run_here(run_case, name=name)
+        found = context.run_here(run_case, name=name, run_length=run_length)
         outcome = found.outcome
         values = (
             (outcome.lost, 0.0, "samples"),
