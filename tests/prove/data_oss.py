@@ -5,11 +5,15 @@ from collections.abc import Callable
 from tests.harness.oss_cases import CASES, CRC_ONLY, connections_used, expiring_tokens, refused_tokens, run_case
 from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
 from tests.harness.oss_limits import Kept, keep_capacity, killed_readers, storm
+from tests.harness.oss_runs import requests_in_runs
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
 
 RUN_LENGTHS = {1: "", 4: ", runs of 4"}  # samples that one request reads
 SECONDS = 40.0
+RUN_LENGTH = 16
+IN_RUNS = {128: 0.125, 32: 0.35}
+"""Samples of a row -> share of the requests at most. An eighth of a row stays together: 16 samples, and 4."""
 LIMITS = {
     "requests, budget 2 capacities": {"budget": 2.0},
     "requests, budget 6 capacities": {"budget": 6.0},
@@ -24,6 +28,7 @@ def cases() -> dict[str, Case]:
     for key, (item, measure, limits) in _SMALL.items():
         found[f"oss/{key}"] = _small(key, item, measure, limits)
     found["oss/silent limit"] = _silent()
+    found["oss/runs"] = _runs()
     return found
 
 
@@ -102,6 +107,22 @@ def _silent() -> Case:
         return [
             Cell(name=title, measured=measured, limit=limit, unit=f"of {kept.summary}")
             for title, (measured, limit) in zip(names, values, strict=True)
+        ]
+
+    return Case(item=3, names=names, run=run)
+
+
+def _runs() -> Case:
+    names = tuple(
+        f"requests a sample at run_length {RUN_LENGTH} over run_length 1, rows of about {count} samples"
+        for count in IN_RUNS
+    )
+
+    def run(context: Context) -> list[Cell]:
+        found = context.run_here(requests_in_runs, run_length=RUN_LENGTH, row_samples=tuple(IN_RUNS))
+        return [
+            Cell(name=name, measured=found[count], limit=limit, unit="of requests")
+            for name, (count, limit) in zip(names, IN_RUNS.items(), strict=True)
         ]
 
     return Case(item=3, names=names, run=run)

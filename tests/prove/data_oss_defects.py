@@ -31,6 +31,13 @@ def run_crc_off() -> Mend:
     return replace_name(Index, "read_run", make)
 
 
+def runs_one_by_one() -> Mend:
+    """Samples that lie side by side are asked for one by one."""
+    from data.index.file import Index
+
+    return replace_name(Index, "run_from", lambda _: lambda self, i, most: 1)
+
+
 def range_check_off() -> Mend:
     """What comes is taken for the range that was asked for."""
     from data.store.oss_download import Download
@@ -282,6 +289,7 @@ def no_request_in_errors() -> Mend:
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "oss_crc_off": (data_defects.crc_off, ("oss/fault flipped at rest", "oss/fault flipped at rest, runs of 4")),
     "oss_run_crc_off": (run_crc_off, ("oss/fault flipped bit", "oss/fault text inside, runs of 4")),
+    "oss_runs_one_by_one": (runs_one_by_one, ("oss/runs",)),
     "oss_range_check_off": (range_check_off, ("oss/fault range ignored", "oss/fault other range")),
     "oss_no_if_match": (no_if_match, ("oss/fault cut body",)),
     "oss_etag_not_looked_at": (etag_not_looked_at, ("oss/fault replaced",)),
