@@ -144,7 +144,7 @@ def build_text(
     tokenizer: Tokenizer,
     progress: Callable[[int, float], None] = lambda *_: None,
 ) -> list[str]:
-    """Write PREFIX.bin, PREFIX.idx and PREFIX.tokens.json from lines of `{"text": ...}`; returns what was left out and why.
+    """Write PREFIX.bin, .idx and .tokens.json from lines of `{"text": ...}`; returns what was left out and why.
 
     Each document ends with <|endoftext|>. Files appear under their names only when complete; older ones of that name
     stay until then. Raises FormatError if no line can be used, ValueError if there are files that we have not made.

@@ -5,6 +5,7 @@ name, so nothing is left behind whoever is killed, and /dev/shm may be as small 
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import pickle
@@ -13,7 +14,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,7 +39,10 @@ class Task(NamedTuple):
 
 
 def send(sock: socket.socket, message: Any, payload: Any = None) -> None:
-    """One message; the numpy arrays of `payload` go with it in a memory file."""
+    """One message; the numpy arrays of `payload` go with it in a memory file.
+
+    Raises MemoryError, before anything is sent, if there is no room for them.
+    """
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(payload, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
@@ -47,11 +51,14 @@ def send(sock: socket.socket, message: Any, payload: Any = None) -> None:
     if not views:
         sock.sendall(_HEAD.pack(len(text)) + text)
         return
-    fd = os.memfd_create("triptych-row", os.MFD_CLOEXEC)
+    places, total = _places(sizes)
+    with _room_for(total):
+        fd = os.memfd_create("triptych-row", os.MFD_CLOEXEC)
     try:
-        places, total = _places(sizes)
-        os.ftruncate(fd, max(total, 1))
-        with mmap.mmap(fd, max(total, 1)) as memory:
+        with _room_for(total):
+            os.ftruncate(fd, max(total, 1))
+            memory = mmap.mmap(fd, max(total, 1))
+        with memory:
             for place, view in zip(places, views, strict=True):
                 memory[place : place + len(view)] = view
         socket.send_fds(sock, [_HEAD.pack(len(text))], [fd])
@@ -61,7 +68,10 @@ def send(sock: socket.socket, message: Any, payload: Any = None) -> None:
 
 
 def receive(sock: socket.socket) -> tuple[Any, Any] | None:
-    """A message and its payload, whose arrays lie in the memory file; None when the other side has gone."""
+    """A message and its payload, whose arrays lie in the memory file; None when the other side has gone.
+
+    Raises MemoryError if there is no room for them.
+    """
     head, fds, _, _ = socket.recv_fds(sock, _HEAD.size, 1)
     try:
         head += _exactly(sock, _HEAD.size - len(head)) if head else b""
@@ -75,12 +85,27 @@ def receive(sock: socket.socket) -> tuple[Any, Any] | None:
         if not fds:
             return message, pickle.loads(body)
         places, total = _places(sizes)
-        memory = memoryview(mmap.mmap(fds[0], max(total, 1)))
+        with _room_for(total):
+            memory = memoryview(mmap.mmap(fds[0], max(total, 1)))
         views = [memory[place : place + size] for place, size in zip(places, sizes, strict=True)]
         return message, pickle.loads(body, buffers=views)
     finally:
         for fd in fds:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _room_for(total: int) -> Iterator[None]:
+    """What the kernel says when memory is short, in words of the recipe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+            raise
+        raise MemoryError(
+            f"no memory for a row of {total} bytes on its way from a data worker to the trainer ({error}); give the "
+            f"host or container more, or lower data.workers, data.prefetch_steps or data.patches_per_row"
+        ) from None
 
 
 def _places(sizes: list[int]) -> tuple[list[int], int]:
@@ -124,10 +149,10 @@ def _serve(sock: socket.socket) -> None:
         task: Task = received[0]
         try:
             row, records = reader.read(task.row, task.bad, task.uses, lambda sample: send(sock, ("at", sample)))
+            # A worker that dies of sending would be taken for one that its last sample killed.
+            send(sock, ("done", task.number, records, reader.stats()), row)
         except Exception as error:
             send(sock, ("failed", task.number, _sendable(error)))
-            continue
-        send(sock, ("done", task.number, records, reader.stats()), row)
     reader.close()
 
 

@@ -14,6 +14,8 @@ from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import make_store, oss_service
 
 ALWAYS = -1
+CRC_ONLY = ("flipped bit", "flipped at rest", "text inside", "text before")
+"""Cases whose answers are right in every header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +114,15 @@ class CaseResult:
     """By how much the client's counts of requests and rejections differ from the service's."""
 
 
-def run_case(name: str) -> CaseResult:
-    """Inject one fault and read everything."""
+def run_case(name: str, run_length: int, **changes: Any) -> CaseResult:
+    """Inject one fault and read everything, so many samples by one request. `changes` are of the store's config."""
     case = CASES[name]
     with oss_service() as (service, folder):
         samples = store_samples(service, "set")
         service.plan(*({"kind": "error", "times": ALWAYS, **fault} for fault in case.faults))
         service.clock(case.sent)
         started = time.monotonic()
-        outcome = read_all(make_store(service, folder), samples)
+        outcome = read_all(make_store(service, folder, **changes), samples, run_length)
         seconds = time.monotonic() - started
         state = service.state()
     counts = state["counts"]

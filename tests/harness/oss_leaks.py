@@ -43,12 +43,12 @@ def _read(seed: int, store: OssStore, samples: Samples) -> Outcome:
     return read_all(store, samples)
 
 
-def left_behind() -> dict[str, float]:
-    """Readers that end or are ended while a body comes."""
+def left_behind(stall: float = 2.0) -> dict[str, float]:
+    """Readers that end or are ended while a body comes, in each of which the service pauses for so many seconds."""
     with oss_service() as (service, folder), tempfile.TemporaryFile() as noise:
         samples = store_samples(service, "set")
         store = make_store(service, folder, read_seconds=5.0)
-        service.plan({"kind": "stall", "at": 100, "seconds": 2.0, "skip": 8, "times": -1})
+        service.plan({"kind": "stall", "at": 100, "seconds": stall, "skip": 8, "times": -1})
         context = multiprocessing.get_context("fork")
         readers = [context.Process(target=_stop_early, args=(store, samples, noise.fileno())) for _ in range(4)]
         for reader in readers:
@@ -58,7 +58,7 @@ def left_behind() -> dict[str, float]:
         for reader in readers[2:]:
             reader.terminate()
             reader.join(timeout=20)
-        time.sleep(2.5)  # until the service has come through its stalls and sees who is gone
+        time.sleep(stall + 0.5)  # until the service has come through its stalls and sees who is gone
         state = service.counts
         noise.seek(0)
         return {

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 
-from tests.harness.oss_cases import CASES, connections_used, expiring_tokens, refused_tokens, run_case
+from tests.harness.oss_cases import CASES, CRC_ONLY, connections_used, expiring_tokens, refused_tokens, run_case
 from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
 from tests.harness.oss_limits import Kept, keep_capacity, killed_readers, storm
+from tests.harness.oss_runs import requests_in_runs
 from tests.prove.case import Case, Cell, Injected
 from tests.prove.context import Context
 
-CRC_ONLY = ("flipped bit", "flipped at rest", "text inside", "text before")  # right in every header
+RUN_LENGTHS = {1: "", 4: ", runs of 4"}  # samples that one request reads
 SECONDS = 40.0
+RUN_LENGTH = 16
+IN_RUNS = {128: 0.125, 32: 0.35}
+"""Samples of a row -> share of the requests at most. An eighth of a row stays together: 16 samples, and 4."""
 LIMITS = {
     "requests, budget 2 capacities": {"budget": 2.0},
     "requests, budget 6 capacities": {"budget": 6.0},
@@ -19,18 +23,19 @@ LIMITS = {
 
 def cases() -> dict[str, Case]:
     """Every case by its key."""
-    found = {f"oss/fault {name}": _fault(name) for name in CASES}
+    found = {f"oss/fault {name}{told}": _fault(name, run) for name in CASES for run, told in RUN_LENGTHS.items()}
     found |= {f"oss/limit {name}": _limit(name) for name in LIMITS}
     for key, (item, measure, limits) in _SMALL.items():
         found[f"oss/{key}"] = _small(key, item, measure, limits)
     found["oss/silent limit"] = _silent()
+    found["oss/runs"] = _runs()
     return found
 
 
-def _fault(name: str) -> Case:
+def _fault(name: str, run_length: int) -> Case:
     case = CASES[name]
     outcome_due = f"a {case.fatal[0]} that says where" if case.fatal else "the same samples"
-    head = f"case {case.number}, {name} ({case.injected}), ends in {outcome_due}"
+    head = f"case {case.number}, {name} ({case.injected}){RUN_LENGTHS[run_length]}, ends in {outcome_due}"
     below = () if name in CRC_ONLY else (f"{head}: wrong answers believed before the CRC",)
     names = (
         f"{head}: samples lost",
@@ -45,7 +50,7 @@ def _fault(name: str) -> Case:
     )
 
     def run(context: Context) -> list[Cell]:
-        found = context.run_here(run_case, name=name)
+        found = context.run_here(run_case, name=name, run_length=run_length)
         outcome = found.outcome
         values = (
             (outcome.lost, 0.0, "samples"),
@@ -64,7 +69,11 @@ def _fault(name: str) -> Case:
         ]
 
     fault = Injected(
-        numbers=(case.number,), what=f"{name}: {case.injected}", outcome=outcome_due, lost=names[0], repeated=names[1]
+        numbers=(case.number,),
+        what=f"{name}: {case.injected}{RUN_LENGTHS[run_length]}",
+        outcome=outcome_due,
+        lost=names[0],
+        repeated=names[1],
     )
     return Case(item=2, names=names, run=run, fault=fault)
 
@@ -105,6 +114,22 @@ def _silent() -> Case:
         return [
             Cell(name=title, measured=measured, limit=limit, unit=f"of {kept.summary}")
             for title, (measured, limit) in zip(names, values, strict=True)
+        ]
+
+    return Case(item=3, names=names, run=run)
+
+
+def _runs() -> Case:
+    names = tuple(
+        f"requests a sample at run_length {RUN_LENGTH} over run_length 1, rows of about {count} samples"
+        for count in IN_RUNS
+    )
+
+    def run(context: Context) -> list[Cell]:
+        found = context.run_here(requests_in_runs, run_length=RUN_LENGTH, row_samples=tuple(IN_RUNS))
+        return [
+            Cell(name=name, measured=found[count], limit=limit, unit="of requests")
+            for name, (count, limit) in zip(names, IN_RUNS.items(), strict=True)
         ]
 
     return Case(item=3, names=names, run=run)

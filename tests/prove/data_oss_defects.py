@@ -4,11 +4,38 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 from tests.prove import data_defects
 from tests.prove.planting import Mend, replace_name
+
+
+def run_crc_off() -> Mend:
+    """Samples of one request are believed as they come."""
+    from data.formats.shards import parse_sample
+    from data.index.file import Index
+
+    def make(_: Any) -> Any:
+        def planted(self: Any, i: int, count: int) -> list[Any]:
+            columns = self.columns
+            shard, start = self.shards[columns["shard"][i]], int(columns["offset"][i])
+            sizes = [int(nbytes) for nbytes in columns["nbytes"][i : i + count]]
+            data = self.store.read_range(shard.name, start, sum(sizes), shard.etag)
+            places = [sum(sizes[:n]) for n in range(count + 1)]
+            return [parse_sample(data[one:two], self.meta["format"]) for one, two in pairwise(places)]
+
+        return planted
+
+    return replace_name(Index, "read_run", make)
+
+
+def runs_one_by_one() -> Mend:
+    """Samples that lie side by side are asked for one by one."""
+    from data.index.file import Index
+
+    return replace_name(Index, "run_from", lambda _: lambda self, i, most: 1)
 
 
 def range_check_off() -> Mend:
@@ -260,7 +287,9 @@ def no_request_in_errors() -> Mend:
 
 
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
-    "oss_crc_off": (data_defects.crc_off, ("oss/fault flipped bit", "oss/fault text inside")),
+    "oss_crc_off": (data_defects.crc_off, ("oss/fault flipped at rest", "oss/fault flipped at rest, runs of 4")),
+    "oss_run_crc_off": (run_crc_off, ("oss/fault flipped bit", "oss/fault text inside, runs of 4")),
+    "oss_runs_one_by_one": (runs_one_by_one, ("oss/runs",)),
     "oss_range_check_off": (range_check_off, ("oss/fault range ignored", "oss/fault other range")),
     "oss_no_if_match": (no_if_match, ("oss/fault cut body",)),
     "oss_etag_not_looked_at": (etag_not_looked_at, ("oss/fault replaced",)),
