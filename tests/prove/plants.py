@@ -11,6 +11,7 @@ from tests.prove import (
     data_oss_defects,
     data_plan_defects,
     data_video_defects,
+    data_whole_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
     parallel_finite_defects,
@@ -93,6 +94,7 @@ _OF_DATA = tuple(
         data_loader_defects,
         data_video_defects,
         data_chat_defects,
+        data_whole_defects,
     )
 )
 PLANTS |= {
