@@ -11,7 +11,7 @@ from parallel.config import ParallelConfig
 from tests.harness.whole_way import whole_way
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_run_from_storage_that_fails_is_the_run_from_a_folder_bit_for_bit(tmp_path: Path) -> None:
     found = whole_way(tmp_path, 6, ParallelConfig(), processes=2, runs=("folder", "cold"))
     for name, delivered in found.delivered.items():
