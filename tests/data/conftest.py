@@ -58,14 +58,14 @@ def picture_bytes(height: int, width: int, seed: int = 0, kind: str = "PNG") -> 
     return stream.getvalue()
 
 
-def clip_bytes(frames: int = 12, height: int = 48, width: int = 64, rate: int = 8) -> bytes:
-    """H.264 in mp4; every frame has its own grey level, so that a wrong frame shows."""
+def clip_bytes(frames: int = 12, height: int = 48, width: int = 64, rate: int = 8, shift: int = 0) -> bytes:
+    """H.264 in mp4; every frame has its own grey level, so that a wrong frame shows. `shift` of them makes another."""
     stream = io.BytesIO()
     with av.open(stream, "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=rate)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
-            level = 10 + number * 235 // frames
+            level = (10 + number * 235 // frames + shift) % 256
             frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), level, dtype=np.uint8), format="rgb24")
             container.mux(video.encode(frame))
         container.mux(video.encode())

@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.harness.oss_objects import Objects
 from tests.harness.oss_wire import Answer, OssFault, Request
@@ -33,8 +33,11 @@ class Fault:
     seconds: float = 0.0
     delay_ms: int = 0
     """Told in x-oss-qos-delay-time."""
+    once: bool = False
+    """What ends at a byte of an object where it struck before is spared: twice in a row is a shard that is damaged."""
     seen: int = 0
     done: int = 0
+    struck: set[tuple[str, str]] = field(default_factory=set)
 
     def due(self, request: Request) -> bool:
         """Whether it strikes this request; counts it."""
@@ -44,6 +47,10 @@ class Fault:
         number = self.seen - self.skip
         if number < 1 or (number - 1) % self.every or self.done == self.times:
             return False
+        place = request.key, request.headers.get("range", "").rpartition("-")[2]
+        if self.once and place in self.struck:
+            return False
+        self.struck.add(place)
         self.done += 1
         return True
 

@@ -80,6 +80,8 @@ class Server:
         if pause > 0:
             await asyncio.sleep(pause)
         body = b"" if request.method == "HEAD" else bytes(answer.body)
+        if fault is not None and answer.status < 300 and fault.at < len(body):
+            self.counts[f"spoiled by {fault.kind}"] += 1
         lives = await send(fault, answer.head(request_id), body, writer)
         if fault is not None and fault.kind == "replace":
             replace_object(request, self.objects)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from data.config import DataConfig, SourceConfig
 from data.encoding.tokenizer import load_tokenizer
 from data.formats.shards import write_shards
 from data.index.build import build_index
+from data.types import RawSample
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, make_samples, train_tokenizer
@@ -35,10 +37,11 @@ VOCABULARY = 431
 """Odd, so that two tensor ranks hold padding rows."""
 
 
-def make_data(folder: Path, num_samples: int = 40) -> Path:
-    """A tokenizer and one indexed source of text, pictures, conversations and clips under `folder`."""
+def make_data(folder: Path, num_samples: int = 40, samples: Iterable[RawSample] | None = None) -> Path:
+    """A tokenizer and one indexed source under `folder`: text, pictures, conversations and clips, unless given."""
     train_tokenizer(folder / "tokenizer")
-    write_shards(folder / "mixed", "mixed", make_samples(num_samples, clip_bytes()), samples_per_shard=12)
+    samples = make_samples(num_samples, clip_bytes()) if samples is None else samples
+    write_shards(folder / "mixed", "mixed", samples, samples_per_shard=12)
     build_index(folder / "mixed", load_tokenizer(folder / "tokenizer"))
     return folder
 
@@ -101,22 +104,35 @@ def write_recipe(
     return Recipe(folder=folder, name=name, processes=processes)
 
 
-def launch(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = None, timeout: float = 240.0) -> None:
+def launch(
+    recipe: Recipe,
+    run_dir: Path,
+    *overrides: str,
+    plant: str | None = None,
+    interpreter: str | None = None,
+    timeout: float = 240.0,
+) -> None:
     """Run to the end; AssertionError with what was printed if the run fails or takes too long.
 
-    `plant` names a defect that every training process plants in itself first.
+    Args:
+        plant: a defect that every training process plants in itself first.
+        interpreter: a module and its arguments by which training processes are started, in the place of `plant`.
     """
     command = ["launch/torchrun.sh", "--config-path", str(recipe.folder), "--config-name", recipe.name]
-    _run([*command, f"run_dir={run_dir}", *overrides], recipe, plant, timeout)
+    _run([*command, f"run_dir={run_dir}", *overrides], recipe, interpreter or _planted(plant), timeout)
 
 
 def resume(recipe: Recipe, run_dir: Path, *overrides: str, plant: str | None = None, timeout: float = 240.0) -> None:
     """`triptych resume`, as a user goes on with a run; otherwise like `launch`."""
-    _run([sys.executable, "-m", "launch.cli", "resume", str(run_dir), *overrides], recipe, plant, timeout)
+    command = [sys.executable, "-m", "launch.cli", "resume", str(run_dir), *overrides]
+    _run(command, recipe, _planted(plant), timeout)
 
 
-def _run(command: list[str], recipe: Recipe, plant: str | None, timeout: float) -> None:
-    interpreter = f"-m tests.prove.planted {plant}" if plant is not None else None
+def _planted(plant: str | None) -> str | None:
+    return f"-m tests.prove.planted {plant}" if plant is not None else None
+
+
+def _run(command: list[str], recipe: Recipe, interpreter: str | None, timeout: float) -> None:
     process = _start(command, recipe, interpreter)
     try:
         output, _ = process.communicate(timeout=timeout)

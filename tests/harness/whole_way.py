@@ -1,138 +1,194 @@
 """A run whose data come from object storage that fails in every way, against the same run from a local folder."""
 
-import os
-import signal
-import threading
-import time
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from data.encoding.tokenizer import load_tokenizer
+from data.index.build import build_index
 from data.store.config import LimiterConfig, OssConfig
+from data.types import RawSample
+from data.visual.decode_child import DecordReader, PyAvReader
 from parallel.config import ParallelConfig
-from tests.harness.oss_cases import oss_service
-from tests.harness.oss_service import OssService
-from tests.harness.runs import RunDifference, compare_runs, launch, make_data, write_recipe
+from tests.data.conftest import clip_bytes, make_samples
+from tests.harness.delivered import Delivered, compare_delivered, due_rows
+from tests.harness.oss_cases import ALWAYS
+from tests.harness.oss_service import OssService, oss_service
+from tests.harness.runs import Recipe, RunDifference, compare_runs, launch, make_data, write_recipe
+from tests.harness.saboteur import Orders
+from train.config import RunConfig
 from train.resolve import from_yaml, to_yaml
 
-PROCESSES = 4  # DP2 x PP2
+SAMPLES = 200
+"""A fifth of them with a clip of its own; it takes nine steps until one is read again, and comes from the cache."""
+FRAMES = 12
+REPLICAS = 2
+RUNS = ("folder", "cold", "warm")
+# Byte 1000 of a sample lies in its picture or clip, or behind the end of its text: bytes that are another without a
+# sample that could not be read at all.
 FAULTS = (
-    {"kind": "truncate", "at": 700, "skip": 6, "every": 9, "times": -1},
-    {"kind": "flip", "at": 600, "skip": 9, "every": 14, "times": -1},
+    {"kind": "truncate", "at": 700, "skip": 6, "every": 9, "times": ALWAYS},
+    {"kind": "flip", "at": 1000, "skip": 9, "every": 14, "times": ALWAYS, "once": True},
 )
-"""Never twice in a row, which would be a shard that is damaged."""
+HUNG = "passed its deadline"
+STRUCK = (
+    "workers killed",
+    "workers replaced",
+    "decoders stopped",
+    "clips whose decoder hung",
+    "requests refused by the throttle",
+    "bodies cut",
+    "bodies resumed",
+    "bodies flipped",
+    "clips decoded, cold",
+    "clips from the cache, warm",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeWay:
-    """A cold and a warm run against the local one."""
+    """The run from a folder, that with a cold and that with a warm decode cache, by these names."""
 
-    cold: RunDifference
-    warm: RunDifference
+    delivered: dict[str, Delivered]
+    differences: dict[str, RunDifference]
+    """To the run from a folder."""
     quarantined: int
     """Records of samples that could not be used, over all runs."""
     struck: dict[str, int]
     """How often what was injected struck: each has to be more than none."""
 
 
-def whole_way(folder: Path, steps: int) -> WholeWay:
-    """Train stage 2 on DP2 x PP2 three times: from a folder, from `oss://` with a cold decode cache, and a warm one."""
-    data = make_data(folder / "data")
-    recipe = write_recipe(folder / "recipe", data, "stage2", ParallelConfig(pipeline=2), PROCESSES)
-    common = (f"stage.steps={steps}", "data.workers=1", "data.video.timeout_seconds=5")
-    launch(recipe, folder / "local", *common)
+def whole_way(
+    folder: Path,
+    steps: int,
+    parallel: ParallelConfig,
+    *,
+    processes: int,
+    plant: str | None = None,
+    runs: Sequence[str] = RUNS,
+) -> WholeWay:
+    """Train stage 2 three times: from a folder, from `oss://` with a cold decode cache, and with a warm one.
+
+    What each run is given is compared with rows that are read here.
+
+    Args:
+        parallel: has to leave two replicas, as a worker of one is killed and a decoder of the other hangs.
+        plant: a defect of all trainers and workers.
+        runs: the first two of RUNS, or all.
+    """
+    data = make_data(folder / "data", samples=own_samples())
+    recipe = write_recipe(folder / "recipe", data, "stage2", parallel, processes)
+    run = read_recipe(recipe)
+    due = due_rows(run.data, steps, REPLICAS)
+    common = (
+        f"stage.steps={steps}",
+        "data.workers=1",
+        "data.video.timeout_seconds=5",
+        "parallel.timeout_seconds=600",  # four trainers, workers and decoders start on what may be two busy cores
+    )
+    _launch(recipe, folder, "folder", plant, *common)
     with oss_service() as (service, limits):
-        address = service.put_folder(data / "mixed", "mixed", ".tar")
-        path = recipe.folder / f"{recipe.name}.yaml"
-        run = from_yaml(path.read_text())
-        (source,) = run.data.sources
-        oss = OssConfig(
-            endpoint=service.endpoint,
-            limiter=LimiterConfig(folder=limits, requests_per_second=400),
-            first_backoff_seconds=0.01,
-            longest_backoff_seconds=0.2,
-        )
-        remote = replace(source, path=address, index=str(data / "mixed" / "index"))
-        path.write_text(to_yaml(replace(run, data=replace(run.data, sources=(remote,), oss=oss))))
-        service.throttle(requests=60)
+        to_oss(recipe, run, data, folder, service, limits)
+        service.throttle(requests=60, burst_seconds=0.05)
         service.plan(*FAULTS)
-        cached = (*common, f"data.video.cache_dir={folder / 'cache'}")
-        with _Saboteur(folder / "cold") as saboteur:
-            launch(recipe, folder / "cold", *cached)
-        launch(recipe, folder / "warm", *cached)
-        struck = saboteur.struck | _by_service(service)
-    runs = [folder / name for name in ("local", "cold", "warm")]
+        for name in runs[1:]:
+            _launch(recipe, folder, name, plant, *common, f"data.video.cache_dir={folder / 'cache'}")
+        counts = service.counts
+    quarantines = [path for name in runs for path in (folder / name).glob("quarantine_*.jsonl")]
     return WholeWay(
-        cold=compare_runs(runs[0], runs[1]),
-        warm=compare_runs(runs[0], runs[2]),
-        quarantined=sum(len(path.read_text().splitlines()) for run in runs for path in run.glob("quarantine_*.jsonl")),
-        struck=struck,
+        delivered={name: compare_delivered(_seen(folder, name), due) for name in runs},
+        differences={name: compare_runs(folder / "folder", folder / name) for name in runs[1:]},
+        quarantined=sum(len(path.read_text().splitlines()) for path in quarantines),
+        struck=_struck(folder, runs, counts),
     )
 
 
-def _by_service(service: OssService) -> dict[str, int]:
-    state = service.state()
-    return {
-        "requests refused by the throttle": state["counts"].get("GET object refused", 0),
-        "bodies resumed after a cut": sum("if-match" in entry for entry in state["log"]),
-        "bodies cut or flipped": sum(fault["done"] for fault in state["faults"]),
-    }
+def own_samples() -> list[RawSample]:
+    """Samples of which no two have the same bytes or pixels, every second picture without a checksum of its own.
+
+    A clip whose decoder hangs falls to the other one, as it does for users, and the two may differ by a level or two in
+    natural pixels. So frames are of one grey each, which both decoders give alike; that is looked at here.
+    """
+    samples = make_samples(SAMPLES, b"")
+    clips = set()
+    for number, sample in enumerate(samples):
+        for member, (kind, payload) in sample.media.items():
+            if kind == "mp4":
+                sample.media[member] = kind, clip_bytes(FRAMES, shift=6 * (number // 5))
+                clips.add(_agreed_frames(sample.media[member][1]))
+            elif number % 2:
+                bitmap = io.BytesIO()
+                Image.open(io.BytesIO(payload)).save(bitmap, "BMP")
+                sample.media[member] = "bmp", bitmap.getvalue()
+    assert len(clips) == SAMPLES // 5, f"only {len(clips)} of {SAMPLES // 5} clips have frames of their own"
+    return samples
 
 
-class _Saboteur:
-    """Kills a worker of a run and stops a decoder of it, each once, when there is one after the first step."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.struck = {"workers killed": 0, "decoders stopped": 0}
-        self._run_dir = run_dir
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._lurk, daemon=True)
-
-    def __enter__(self) -> "_Saboteur":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _lurk(self) -> None:
-        targets = {
-            "decoders stopped": ("decode_child.py", signal.SIGSTOP),  # one that is idle hangs with its next clip
-            "workers killed": ("data.loading.worker", signal.SIGKILL),
-        }
-        while targets and not self._over.is_set():
-            time.sleep(0.05)
-            if not self._has_begun():
-                continue
-            for name, (program, number) in list(targets.items()):
-                for pid in _processes(program, str(self._run_dir.parent)):
-                    os.kill(pid, number)
-                    self.struck[name] += 1
-                    del targets[name]
-                    break
-
-    def _has_begun(self) -> bool:
-        path = self._run_dir / "metrics.jsonl"
-        return path.exists() and path.read_text().count("\n") >= 2
+def _agreed_frames(clip: bytes) -> bytes:
+    one, other = (np.stack(list(reader(clip).frames(range(FRAMES)))) for reader in (DecordReader, PyAvReader))
+    assert np.array_equal(one, other), "the decoders do not agree on a clip of one grey a frame"
+    return one.tobytes()
 
 
-def _processes(program: str, mark: str) -> list[int]:
-    """Living processes that run `program`, a module or a file, and descend from a run in `mark`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if any(word.rpartition("/")[2] == program for word in words) and mark in _ancestry(int(path.name)):
-                found.append(int(path.name))
-        except (OSError, ValueError):
-            continue
-    return found
+def read_recipe(recipe: Recipe) -> RunConfig:
+    """What the launch script will read."""
+    return from_yaml(_path(recipe).read_text())
 
 
-def _ancestry(pid: int) -> str:
-    """Command lines of a process and of those that it came from."""
-    lines = []
-    while pid > 1:
-        lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"))
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return "\n".join(lines)
+def to_oss(recipe: Recipe, run: RunConfig, data: Path, folder: Path, service: OssService, limits: str) -> None:
+    """Put the shards into a bucket, index them there, and have the recipe read them by that index, etags included."""
+    oss = OssConfig(
+        endpoint=service.endpoint,
+        limiter=LimiterConfig(folder=limits, requests_per_second=400),
+        first_backoff_seconds=0.01,
+        longest_backoff_seconds=0.2,
+    )
+    address = service.put_folder(data / "mixed", "mixed", ".tar")
+    index = build_index(address, load_tokenizer(data / "tokenizer"), output=folder / "index", oss=oss)
+    assert len(index) == SAMPLES and all(shard.etag for shard in index.shards)
+    (source,) = run.data.sources
+    remote = replace(source, path=address, index=str(folder / "index"))
+    _path(recipe).write_text(to_yaml(replace(run, data=replace(run.data, sources=(remote,), oss=oss))))
+
+
+def _launch(recipe: Recipe, folder: Path, name: str, plant: str | None, *overrides: str) -> None:
+    _seen(folder, name).mkdir()
+    orders = Orders(folder=str(_seen(folder, name)), strike=name == "cold")
+    interpreter = f"-m tests.harness.saboteur '{orders.to_json()}' {plant or '-'}"
+    launch(recipe, folder / name, *overrides, interpreter=interpreter, timeout=600.0)
+
+
+def _struck(folder: Path, runs: Sequence[str], counts: dict[str, int]) -> dict[str, int]:
+    """By what the run itself, the cache and the service have to say of it; metrics are those of the first replica."""
+    metrics = [_last_line(folder / name / "metrics.jsonl") for name in runs[1:]]
+    verdicts = [path.read_text() for path in (folder / "cache" / "verdicts").glob("*.json")]
+    found = (
+        int((_seen(folder, "cold") / "killed").exists()),
+        int(metrics[0]["workers_replaced"]),
+        int((_seen(folder, "cold") / "stopped").exists()),
+        sum(HUNG in verdict for verdict in verdicts),
+        counts.get("refused TotalQpsLimitExceeded", 0),
+        counts.get("spoiled by truncate", 0),
+        int(sum(line["store_resumed"] for line in metrics)),
+        counts.get("spoiled by flip", 0),
+        *(int(line[key]) for line, key in zip(metrics, ("cache_misses", "cache_hits"), strict=False)),
+    )
+    return dict(zip(STRUCK, found, strict=False))
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def _seen(folder: Path, name: str) -> Path:
+    return folder / f"{name}_seen"
+
+
+def _path(recipe: Recipe) -> Path:
+    return recipe.folder / f"{recipe.name}.yaml"

@@ -12,6 +12,7 @@ from tests.prove import (
     data_plan_defects,
     data_text_defects,
     data_video_defects,
+    data_whole_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
     parallel_finite_defects,
@@ -95,6 +96,7 @@ _OF_DATA = tuple(
         data_video_defects,
         data_text_defects,
         data_chat_defects,
+        data_whole_defects,
     )
 )
 PLANTS |= {
