@@ -30,6 +30,7 @@ VERSION = 3
 RUN_BYTES = 32 << 20  # of one request
 START_SHARDS, START_BYTES = 64, 256 << 20  # of a source, looked into at the start of a run
 KINDS = ("image", "video")
+_IDENTITY = ("version", "columns", "tokenizer", "template", "format", "format_version")
 COLUMNS = {
     "shard": "<u4",  # (N,) number of the shard in index.json
     "offset": "<u8",  # (N,) first byte of the first tar header
@@ -65,7 +66,9 @@ class Index:
         self.meta = meta
         self.columns = columns
         self.shards = [ShardInfo(**shard) for shard in meta["shards"]]
-        self.digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16).hexdigest()
+        # Of what a run is given, wherever it lies: no etags, nor how pictures were looked at.
+        identity = [meta.get(name) for name in _IDENTITY] + [[s.name, s.size, s.digest] for s in self.shards]
+        self.digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
         self.refetched = 0
         """Samples whose bytes were wrong and were fetched again in this process."""
 
@@ -226,6 +229,8 @@ def open_index(source: str | Path, index: str | Path | None = None, oss: OssConf
         raise MismatchError(f"no index in {place}; build it with {again}")
     try:
         meta = json.loads((place / "index.json").read_text("utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError("it holds no object")
     except ValueError as error:
         raise MismatchError(f"{place / 'index.json'} is damaged ({error}); build it again with {again}") from None
     if meta.get("version") != VERSION:
@@ -235,7 +240,7 @@ def open_index(source: str | Path, index: str | Path | None = None, oss: OssConf
     columns = {}
     for name, dtype in COLUMNS.items():
         path = place / f"{name}.npy"
-        if not path.is_file() or _digest_file(path) != meta["columns"][name]:
+        if not path.is_file() or _digest_file(path) != meta.get("columns", {}).get(name):
             raise MismatchError(f"{path} is missing or damaged; build the index again with {again}")
         columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         assert columns[name].dtype == np.dtype(dtype), (name, columns[name].dtype)

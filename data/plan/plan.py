@@ -235,7 +235,11 @@ def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
         if saved.get(key) != current.get(key)
     ]
     if wrong:
-        raise MismatchError(f"the data is not that of the checkpoint: {'; '.join(wrong)}")
+        raise MismatchError(
+            f"the data is not that of the checkpoint: {'; '.join(wrong)}. A source is its name, its weight and the "
+            "digest of its index: bring back the shards and tokenizer that it was made of, or start a new run with "
+            "init.from_run"
+        )
 
 
 def _identity(config: DataConfig, indexes: Sequence[SampleIndex]) -> dict[str, Any]:

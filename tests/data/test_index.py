@@ -1,5 +1,6 @@
 """Building an index: by whom and when does not matter, what breaks is named, and what is there is compared."""
 
+import json
 import os
 import signal
 import subprocess
@@ -335,3 +336,12 @@ def test_columns_have_the_places_of_the_shards(shards: Path, tokenizer: Tokenize
     assert np.array_equal(np.bincount(index.columns["shard"]), [5, 5, 5, 5, 4])
     assert int(index.columns["media_end"][-1]) == len(index.columns["media_kind"])
     assert [len(index.media_sizes(i)) for i in range(4)] == [0, 1, 2, 1]
+
+
+def test_json_that_is_no_index_is_damaged(make_source: Callable[..., Path]) -> None:
+    place = make_source() / "index" / "index.json"
+    whole = json.loads(place.read_text())
+    for text in ("[]", json.dumps(whole | {"columns": {}})):
+        place.write_text(text)
+        with pytest.raises(MismatchError, match=r"damaged.*build"):
+            open_index(place.parent.parent)

@@ -39,6 +39,7 @@ def test_a_source_in_object_storage_is_indexed_checked_and_read(service: OssServ
     assert index.meta["columns"] == local.meta["columns"]
     assert [(s.name, s.size, s.digest) for s in index.shards] == [(s.name, s.size, s.digest) for s in local.shards]
     assert all(shard.etag for shard in index.shards)
+    assert index.digest == local.digest, "a run may go on from object storage where it began in a folder"
     index.check(tokenizer)
     assert compare_with_shards(index, 2) == [] and index.read_raw(7) == local.read_raw(7)
     service.put("mine/s-000001.tar", (tmp_path / "source" / "s-000002.tar").read_bytes())
