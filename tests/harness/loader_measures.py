@@ -138,20 +138,33 @@ read_for_ever(Path(sys.argv[1]))
 
 def read_for_ever(folder: Path) -> None:
     """A trainer of which the loader is all there is; says so once it has its first step."""
-    config = replace(data_config(folder), workers=2)
-    loader = Loader(config, Plan(config, open_indexes(config)), Workers(config), 0, 1, Cursor(), lambda _: None)
+    loader = _open(folder)
     loader.next_step()
     print("reading", flush=True)
     while True:
         loader.next_step()
 
 
+def _open(folder: Path) -> Loader:
+    """Two workers with a decode cache."""
+    config = data_config(folder)
+    config = replace(config, workers=2, video=replace(config.video, cache_dir=str(folder / "cache")))
+    return Loader(config, Plan(config, open_indexes(config)), Workers(config), 0, 1, Cursor(), lambda _: None)
+
+
 def left_behind() -> dict[str, int]:
-    """After SIGKILL of a trainer: its processes that live on for 5 s, and new files in shared memory."""
+    """After SIGKILL of a trainer: its processes that live on for 5 s; new files in shared memory and its folder for
+    temporary files; and unfinished ones in its decode cache once a run was there again."""
     with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
         data = make_data(Path(folder))
+        temporary = Path(folder) / "tmp"
+        temporary.mkdir()
         before = set(Path("/dev/shm").iterdir())
-        trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, str(data)], stdout=subprocess.PIPE)
+        trainer = subprocess.Popen(
+            [sys.executable, "-c", _TRAINER, str(data)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )
         assert trainer.stdout is not None
         assert any(line == b"reading\n" for line in trainer.stdout), "it ended before its first step"
         family = _descendants(trainer.pid)
@@ -162,7 +175,16 @@ def left_behind() -> dict[str, int]:
         while _alive(family) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(family) >= 2, family
-        return {"processes": _alive(family), "files": len(set(Path("/dev/shm").iterdir()) - before)}
+        again = _open(data)
+        again.next_step()
+        again.close()
+        shared = [
+            path for path in Path("/dev/shm").iterdir() if path not in before and not path.name.startswith("sem.")
+        ]
+        # wandb, which megatron-core imports, makes two empty folders before anything has begun.
+        files = [path for path in temporary.rglob("*") if "wandb" not in path.name]
+        unfinished = list((data / "cache").glob("*/.*"))
+        return {"processes": _alive(family), "files": len(shared) + len(files) + len(unfinished)}
 
 
 def _alive(pids: list[int]) -> int:
