@@ -5,7 +5,7 @@
 | 27 | fewer shards than workers | below |
 | 28 | a worker is killed | test_workers.py: rows do not depend on who is killed; a sample that kills two is set aside |
 | 29 | no shared memory | below |
-| 30 | descriptors run out | below, where a row finds no room; over many steps not yet |
+| 30 | descriptors run out | below, where a row finds no room; `loader/memory` of `make prove-data` counts them |
 | 31 | workers grow | `loader/memory` of `make prove-data`: 2,000 steps |
 | 32 | two runs on a host, Ctrl-C | below; test_limiter.py: one budget for both, kills leave nothing stuck |
 | 33 | fork with a live decoder | test_decode.py: a fork decodes by a child of its own; test_oss.py: a store forks |
