@@ -96,7 +96,8 @@ def differing_tensors(run: Run, what: str, layout: str, precision: str) -> tuple
         answers = go(steps=[STEPS[0], spoiled(STEPS[1]), STEPS[2]])
     else:  # on the last rank that has a merger: where two hold it alike, the one whose copy no norm counts
         answers = go(steps=STEPS, gradient_of_rank=0 if parallel.pipeline > 1 else 1, at_step=2)
-        assert all(np.isfinite(record.losses).all() for record, _ in answers), "the loss alone gave it away"
+        # Of the step itself: weights that took the gradient in spoil the losses after it.
+        assert all(np.isfinite(record.losses[1]) for record, _ in answers), "the loss alone gave it away"
     assert all(fault is None for _, fault in reference + answers), "a rank stopped"
     expected = assemble([record.weights for record, _ in reference])
     found = assemble([record.weights for record, _ in answers], expected)
