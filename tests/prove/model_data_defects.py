@@ -66,18 +66,18 @@ def sizes_rounded_up() -> Mend:
 def nameless_errors() -> Mend:
     """A flawed picture is reported without saying which."""
     from data.errors import SampleError
-    from data.index import build as index_build
+    from data.index import measure
 
-    def make(measure: Any) -> Any:
+    def make(sizes: Any) -> Any:
         def planted(*arguments: Any) -> Any:
             try:
-                return measure(*arguments)
+                return sizes(*arguments)
             except SampleError as error:
                 raise SampleError(str(error.__cause__)) from None
 
         return planted
 
-    return replace_name(index_build, "measure", make)
+    return replace_name(measure, "_sizes", make)
 
 
 def text_after_area() -> Mend:

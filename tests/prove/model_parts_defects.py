@@ -151,7 +151,8 @@ def layer_decay_by_local_name() -> Mend:
 
     def make(param_groups: Any) -> Any:
         def planted(run: Any, model: Any) -> Any:
-            boxes = {local: replace(box, name=local) for local, box in model.boxes.items()}
+            # Local names begin with the chunk: chunks.0.language.layers.3 and so on.
+            boxes = {local: replace(box, name=local.split(".", 2)[2]) for local, box in model.boxes.items()}
             return param_groups(run, replace(model, boxes=boxes))
 
         return planted
