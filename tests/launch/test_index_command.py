@@ -15,7 +15,7 @@ import pytest
 from data.index.build import open_index
 from tests.data.conftest import picture_bytes, train_tokenizer
 from tests.harness.index_sources import make_source
-from tests.launch.test_cli import end
+from tests.launch.commands import end
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM = 36
