@@ -90,7 +90,7 @@ Run = Callable[..., list[Any]]
 def differing_tensors(run: Run, what: str, layout: str, precision: str) -> tuple[int, int]:
     """(differing, all) weights after a step was left out between two others, against those two alone, bit by bit."""
     size, parallel = LAYOUTS[layout]
-    go = partial(run, size, train, parallel=parallel, precision=precision, limit=1)
+    go = partial(run, size, train, parallel=parallel, precision=precision, limit=len(STEPS))
     reference = go(steps=[STEPS[0], STEPS[2]])
     if what == "loss":
         answers = go(steps=[STEPS[0], spoiled(STEPS[1]), STEPS[2]])

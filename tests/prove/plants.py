@@ -99,8 +99,10 @@ _OF_DATA = tuple(
         data_whole_defects,
     )
 )
+_ENDING = {"each_rank_alone"}
+"""Ranks part: one leaves a step out and the others wait for it."""
 PLANTS |= {
-    name: Plant(apply=apply, cases=cases, proof=proof)
+    name: Plant(apply=apply, cases=cases, proof=proof, ends=name in _ENDING)
     for proof, group in (("model", _OF_THE_MODEL), ("parallel", _OF_PARALLEL), ("data", _OF_DATA))
     for plants in group
     for name, (apply, cases) in plants.items()
