@@ -12,6 +12,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+import numpy as np
+
 from tests.prove.case import Case
 from tests.prove.context import Context, Worlds
 from tests.prove.fault_table import write_fault_table
@@ -48,16 +50,17 @@ def _rows(case: Case, context: Context) -> list[Row]:
     rows = []
     for name in case.names:
         cell = cells.get(name)
+        measured = None if cell is None else np.asarray(cell.measured).item()  # numpy's numbers are not JSON's
         rows.append(
             Row(
                 item=case.item,
                 case=name,
-                measured=cell.measured if cell else None,
+                measured=measured,
                 limit=cell.limit if cell else 0.0,
                 unit=cell.unit if cell else "",
                 seconds=seconds,
                 # Not `not over`: a nan is over every limit.
-                ok=cell is not None and cell.measured <= cell.limit,
+                ok=cell is not None and measured <= cell.limit,
             )
         )
     return rows
