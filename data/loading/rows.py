@@ -79,12 +79,12 @@ def _as(default: Any, number: float) -> Any:
 NONE_BAD: Mapping[tuple[int, int], str] = MappingProxyType({})
 
 
-def open_source(config: DataConfig, source: SourceConfig) -> SourceIndex:
+def open_source(config: DataConfig, source: SourceConfig, trusted: bool = False) -> SourceIndex:
     """The index of a source of samples, or of token files. Raises MismatchError."""
     return (
         TextIndex(source.path, config.tokens_per_row)
         if is_text(source.path)
-        else open_index(source.path, source.index, config.oss)
+        else open_index(source.path, source.index, config.oss, trusted)
     )
 
 
@@ -108,9 +108,9 @@ def build_reader(config: DataConfig, tokenizer: Tokenizer, indexes: Sequence[Sou
 
 
 def open_reader(config: DataConfig) -> "RowReader":
-    """The reader of a process of its own. Shards are not compared with the index again: the trainer has done so."""
+    """The reader of a process of its own. Shards and columns are not checked again: the trainer has done so."""
     tokenizer = load_tokenizer(config.tokenizer)
-    return RowReader(config, tokenizer, [open_source(config, source) for source in config.sources])
+    return RowReader(config, tokenizer, [open_source(config, source, trusted=True) for source in config.sources])
 
 
 class RowReader:
