@@ -17,7 +17,6 @@ HELP = """/image PATH   show a picture with the next message
 /help         this
 Ctrl-C stops an answer."""
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?")  # a message may well begin with a path
-INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def talk(conversation: Conversation) -> int:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has gone, as in `| head`: nobody is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there at exit
         status = CLOSED_PIPE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # with what has become of the work, where a command says it
+        print("; ".join(("interrupted", *stop.args)), file=sys.stderr)
         status = INTERRUPTED
     except (ValueError, OSError) as fault:  # what users can cause and cure; anything else is ours and keeps its trace
         print(f"triptych: {fault}", file=sys.stderr)
@@ -227,25 +227,19 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from launch.chat import INTERRUPTED, say, talk
+    from launch.chat import say, talk
     from launch.conversation import Conversation, check_files
     from launch.loaded import load
 
-    try:
-        check_files([path for _, path in options.media])
-        loaded = load(options.where, options.device, options.tokenizer)
-        conversation = Conversation(
-            loaded, system=options.system, tokens=options.tokens, temperature=options.temperature
-        )
-        for kind, path in options.media:
-            conversation.show(kind, path)
-        if options.prompt is None:
-            return talk(conversation)
-        say(conversation, options.prompt)
-        return 0
-    except KeyboardInterrupt:
-        print()
-        return INTERRUPTED
+    check_files([path for _, path in options.media])
+    loaded = load(options.where, options.device, options.tokenizer)
+    conversation = Conversation(loaded, system=options.system, tokens=options.tokens, temperature=options.temperature)
+    for kind, path in options.media:
+        conversation.show(kind, path)
+    if options.prompt is None:
+        return talk(conversation)
+    say(conversation, options.prompt)
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """`triptych index` and `triptych pack`: from what others wrote to sources that a run can train on."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from data.index.check import compare_with_shards
 from data.index.mmap_text import LONGEST_DOCUMENT, TextIndex, build_text, is_text
 from data.store.config import OssConfig
 
-INTERRUPTED = 130  # as launch/chat.py has it, which imports torch
 _SHOWN = 3  # of a list that the index holds whole
 
 
@@ -33,8 +31,7 @@ def index(
     oss: OssConfig | None = None,
 ) -> int:
     """Build the index of `source`; the exit code, 0 when it is there. Raises ValueError saying what is wrong."""
-    line = _Line()
-    try:
+    with _Line("finished shards are kept, and the same command goes on from there") as line:
         built = build_index(
             source,
             load_tokenizer(tokenizer),
@@ -46,12 +43,6 @@ def index(
             skip_damaged=skip_damaged,
             oss=oss,
         )
-    except KeyboardInterrupt:
-        line.end()
-        print("interrupted; finished shards are kept, and the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        line.end()
     for told in _left_out(built.meta):
         print(told)
     return 0
@@ -60,15 +51,8 @@ def index(
 def index_text(source: Path, tokenizer: Path, prefix: Path | None) -> int:
     """Turn lines of `{"text": ...}` into token files; 1 if some were left out, which are named."""
     prefix = prefix or source.with_suffix("")
-    line = _Line()
-    try:
+    with _Line(f"nothing was written to {prefix}.bin, the same command starts over") as line:
         refused = build_text(source, prefix, load_tokenizer(tokenizer), line.documents)
-    except KeyboardInterrupt:
-        line.end()
-        print(f"interrupted; nothing was written to {prefix}.bin, the same command starts over", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        line.end()
     print(f"{len(TextIndex(prefix, LONGEST_DOCUMENT))} documents are in {prefix}.bin; a source's path is {prefix}")
     for told in refused[:_SHOWN]:
         print(told)
@@ -105,14 +89,13 @@ def check(
 ) -> int:
     """Compare an index with tokenizer, template and every byte of its shards; 1 if anything differs, which is named."""
     opened = open_index(source, output, oss)
-    line = _Line()
     faults = []
     try:
         opened.check(load_tokenizer(tokenizer))
     except MismatchError as error:
         faults.append(str(error))
-    faults += compare_with_shards(opened, readers or len(os.sched_getaffinity(0)), line.checked)
-    line.end()
+    with _Line("not everything was compared") as line:
+        faults += compare_with_shards(opened, readers or len(os.sched_getaffinity(0)), line.checked)
     for fault in faults:
         print(fault)
     if not faults:
@@ -122,15 +105,8 @@ def check(
 
 def pack(records: Path, media: Path, output: Path, samples_per_shard: int) -> int:
     """Write shards from a file of conversations; 1 if something of it does not map, which the report lists."""
-    line = _Line()
-    try:
+    with _Line(f"nothing was written to {output}") as line:
         packed = pack_records(records, media, output, samples_per_shard, line.packed)
-    except KeyboardInterrupt:
-        line.end()
-        print(f"interrupted; nothing was written to {output}", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        line.end()
     print(f"{packed.samples} of {packed.records} samples are in {output}", end="")
     print(f"; {packed.listed} thing(s) did not map, listed in {output / REPORT}" if packed.listed else "")
     return 1 if packed.listed else 0
@@ -153,9 +129,20 @@ def _some(listed: Sequence[Any]) -> str:
 class _Line:
     """One line that is written over: how far it is, how fast, and how long it may take."""
 
-    def __init__(self) -> None:
+    def __init__(self, interrupted: str) -> None:
+        """`interrupted`: what has become of the work when Ctrl-C ends it, for KeyboardInterrupt to tell."""
+        self._interrupted = interrupted
         self._started = time.monotonic()
         self._open = False
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._open:
+            print(flush=True)  # go on below the line
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(self._interrupted)
 
     def progress(self, done: int, shards: int, samples: int) -> None:
         """After each shard."""
@@ -178,12 +165,6 @@ class _Line:
     def checked(self, done: int, shards: int) -> None:
         """After each shard of a check."""
         self._write(f"{done} of {shards} shards compared")
-
-    def end(self) -> None:
-        """Go on below the line."""
-        if self._open:
-            print(flush=True)
-        self._open = False
 
     def _write(self, text: str) -> None:
         print(f"\r{text:<70}", end="", flush=True)

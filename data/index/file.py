@@ -233,18 +233,16 @@ def open_index(
         raise MismatchError(f"no index in {place}; build it with {again}")
     try:
         meta = json.loads((place / "index.json").read_text("utf-8"))
-        if not isinstance(meta, dict):
-            raise ValueError("it holds no object")
-    except ValueError as error:
+        version = meta["version"]
+        digests = {name: meta["columns"][name] for name in COLUMNS} if version == VERSION else {}
+    except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{place / 'index.json'} is damaged ({error}); build it again with {again}") from None
-    if meta.get("version") != VERSION:
-        raise MismatchError(
-            f"{place} has version {meta.get('version')}, this code reads {VERSION}; build it again with {again}"
-        )
+    if version != VERSION:
+        raise MismatchError(f"{place} has version {version}, this code reads {VERSION}; build it again with {again}")
     columns = {}
     for name, dtype in COLUMNS.items():
         path = place / f"{name}.npy"
-        if not path.is_file() or not (trusted or _digest_file(path) == meta.get("columns", {}).get(name)):
+        if not path.is_file() or not (trusted or _digest_file(path) == digests[name]):
             raise MismatchError(f"{path} is missing or damaged; build the index again with {again}")
         columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         assert columns[name].dtype == np.dtype(dtype), (name, columns[name].dtype)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,8 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, capsys: pytest.Capt
     assert "--output FOLDER" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
-    make_source(tmp_path, shards=12, samples_per_shard=100)
-    command = [sys.executable, "-m", "launch.cli", "index", str(tmp_path / "source"), "--readers", "1"]
-    command += ["--tokenizer", str(tmp_path / "tokenizer")]
+def interrupt(command: list[str], begun: Callable[[], bool]) -> tuple[int, str]:
+    """(exit code, stderr) of a command that gets Ctrl-C once it has begun."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -128,11 +127,19 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("source/index/parts/*.part")) and time.monotonic() < deadline:
+    while not begun() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the same command goes on from there" in told
+    return process.returncode, told
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    make_source(tmp_path, shards=12, samples_per_shard=100)
+    command = [sys.executable, "-m", "launch.cli", "index", str(tmp_path / "source"), "--readers", "1"]
+    command += ["--tokenizer", str(tmp_path / "tokenizer")]
+    code, told = interrupt(command, lambda: bool(list(tmp_path.glob("source/index/parts/*.part"))))
+    assert code == 130 and "the same command goes on from there" in told
     assert list(tmp_path.glob("source/index/parts/*.part")) and not (tmp_path / "source/index/index.json").exists()
 
 
@@ -168,18 +175,7 @@ def test_ctrl_c_leaves_no_half_token_file(tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "out" / "corpus"),
     ]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
-    )
-    deadline = time.monotonic() + 60
-    while not any(part.stat().st_size for part in tmp_path.glob("out/.corpus.bin.*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 130 and "interrupted; nothing was written" in told
+    parts = "out/.corpus.bin.*"
+    code, told = interrupt(command, lambda: any(part.stat().st_size for part in tmp_path.glob(parts)))
+    assert code == 130 and "interrupted; nothing was written" in told
     assert list((tmp_path / "out").iterdir()) == []
