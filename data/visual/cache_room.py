@@ -1,8 +1,9 @@
 """The room of the decode cache: who may write how much, and what goes when there is no more.
 
-One process at a time counts and evicts: who holds the lock on `room`, a file that says how many bytes are in use.
-A file being written is there at full size from the start, under a temporary name and locked by its writer: it counts,
-and once the writer is dead the lock is free and the file goes.
+One process at a time counts, evicts and names: who holds the lock on `room`, a file that says how many bytes are in
+use. A file being written is there at full size from the start, under a temporary name and locked by its writer: it
+counts, and once the writer is dead the lock is free and the file goes. Whoever dies leaves the account too high, never
+too low; the next one who finds the room full counts anew.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ class Room:
 
     @contextlib.contextmanager
     def reserve(self, key: str, nbytes: int, ahead: int | None = None) -> Iterator[tuple[int, Path] | None]:
-        """A file of `nbytes` to write and to rename, as (descriptor, path); None if there is no room for it.
+        """A file of `nbytes` to write and to publish, as (descriptor, path); None if there is no room for it.
 
         Removed afterwards if it still has its temporary name. `ahead`: steps to its next use, if known. Raises OSError.
         """
@@ -95,17 +96,25 @@ class Room:
             if account.used + nbytes > self._max_bytes:
                 _write_account(lock, account)
                 return None
+            # Before the file is there: a writer killed in between would have written what nobody counts.
+            _write_account(lock, replace(account, used=account.used + nbytes))
             try:
-                reserved = self._allocate(key, nbytes)
+                return self._allocate(key, nbytes)
             except OSError as error:
+                _write_account(lock, account)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                # The disk is smaller than the bound, or others fill it: live within what there is.
-                account = self._make_room(nbytes, bound=account.used)
-                _write_account(lock, account)
-                reserved = self._allocate(key, nbytes)
+            # The disk is smaller than the bound, or others fill it: live within what there is.
+            account = self._make_room(nbytes, bound=account.used)
             _write_account(lock, replace(account, used=account.used + nbytes))
-            return reserved
+            return self._allocate(key, nbytes)
+
+    def publish(self, part: Path, path: Path) -> bool:
+        """Give what was reserved and written its name; False if another held the lock for too long. Raises OSError."""
+        with self._locked() as lock:  # who counts must not miss a file that changes its name meanwhile
+            if lock is not None:
+                part.rename(path)
+            return lock is not None
 
     def _declines(self, account: Account, nbytes: int, ahead: int | None) -> bool:
         """What the next eviction would remove is not written: an epoch larger than the cache would be, every time."""

@@ -123,8 +123,7 @@ class DecodeCache:
                     _write(descriptor, pack_header(key, frames, decoder), 0)
                     _write(descriptor, frames.reshape(-1).data, HEADER_BYTES)
                     _touch(descriptor, use)
-                    part.rename(path)
-                    stored = True
+                    stored = self._room.publish(part, path)
         self._count_evicted()
         self.counters.stored += stored
         self.counters.stored_bytes += stored * (HEADER_BYTES + frames.nbytes)

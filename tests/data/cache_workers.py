@@ -68,6 +68,19 @@ def killed_writer(folder: Path, nbytes: int) -> None:
         os.kill(os.getpid(), 9)
 
 
+def killed_by_its_file(folder: Path, nbytes: int) -> None:
+    """Dies as the file it has room for is there, and nothing else has been done."""
+    cache = DecodeCache(folder, 10 * nbytes)
+    allocate = cache._room._allocate
+
+    def fatal(key: str, nbytes: int) -> None:
+        allocate(key, nbytes)
+        os.kill(os.getpid(), 9)
+
+    cache._room._allocate = fatal  # type: ignore[method-assign, assignment]
+    put(cache, 0)
+
+
 def start(task: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A process that does a task; spawned, as a fork would inherit this one's descriptors."""
     process = get_context("spawn").Process(target=task, args=arguments, daemon=True)
@@ -97,11 +110,13 @@ def kill_and_replace(
         assert time.monotonic() - began < 60
         time.sleep(0.05)
     random = np.random.default_rng(0)
+    room = DecodeCache(folder, max_bytes)._room
     killed = most = wrong = 0
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(0.02)
-        most = max(most, used_bytes(folder))
+        with room._locked():  # a listing while files come and go would add up what never was there together
+            most = max(most, used_bytes(folder))
         if random.random() < 0.2:
             victim = int(random.integers(processes))
             wrong += _kill(crowd[victim])

@@ -16,6 +16,7 @@ from tests.data.cache_workers import (
     FILE_BYTES,
     key_of,
     kill_and_replace,
+    killed_by_its_file,
     killed_writer,
     put,
     start,
@@ -162,6 +163,30 @@ def test_what_a_killed_writer_leaves_counts_until_it_is_swept(tmp_path: Path) ->
     assert used_bytes(tmp_path) == 0
     put(cache, 0)
     assert cache.get(key_of(0)) is not None
+
+
+def test_a_writer_killed_as_its_file_is_there_is_counted(tmp_path: Path) -> None:
+    """It was not: a crowd that is killed often went over the bound, a file for each such death."""
+    cache = DecodeCache(tmp_path, 3 * FILE_BYTES)
+    process = start(killed_by_its_file, tmp_path, FILE_BYTES)
+    process.join(30)
+    assert process.exitcode == -9 and used_bytes(tmp_path) == FILE_BYTES
+    put(cache, 1)
+    put(cache, 2)
+    with cache._room.reserve(key_of(3), FILE_BYTES):
+        assert used_bytes(tmp_path) <= 3 * FILE_BYTES
+
+
+def test_who_counts_never_meets_a_file_between_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that had seen the temporary name missed a file that was named meanwhile."""
+    monkeypatch.setattr(cache_room, "LOCK_SECONDS", 0.01)
+    cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
+    named = cache._path(key_of(0))
+    with cache._room.reserve(key_of(0), FILE_BYTES) as reserved:
+        assert reserved is not None
+        with cache._room._locked():
+            assert not cache._room.publish(reserved[1], named) and not named.exists()
+        assert cache._room.publish(reserved[1], named) and named.exists()
 
 
 def test_what_a_living_writer_has_begun_is_left_to_it(tmp_path: Path) -> None:
