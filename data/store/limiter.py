@@ -7,6 +7,9 @@ is valid by itself at any time: a process killed between two stores does no harm
 A rate falls to `decrease` times what it was or, if it held nobody back, what was really served: one far above the limit
 of the service is then found out in one step. It grows only while it holds somebody back: doubling each second until
 something is first refused, then evenly.
+
+Latency that doubles is taken for a queue of ours at the service: a cut, time for the queue to drain, and if that does
+not help another. After a few the rate was not the reason, it is given back, and the latency is how things are.
 """
 
 import contextlib
@@ -28,11 +31,12 @@ from data.store.config import LimiterConfig
 HOLD_SECONDS = 0.5  # between two cuts: the answers to what was sent before the first say nothing new
 BURST_SECONDS = 0.1
 RISING = 2.0
-_VERSION = 1.0
+_VERSION = 2.0
 _WINDOW = 64  # latencies
 _SPAN_SECONDS = 0.5
 _FADING = 0.95
-_DRIFT = 1.1  # of what is usual, a window: what stays slow becomes the measure
+_DRIFT = 1.1  # of what is usual, a window at most
+_TRIES = 4  # cuts for latency, before the rate is given back
 _RETRIES_PER_SECOND = 1.0
 _MOST_RETRIES = 20.0
 
@@ -44,6 +48,7 @@ class _Bucket(ctypes.Structure):
         ("tokens", ctypes.c_double),  # below zero: what those who wait have taken
         ("bound", ctypes.c_double),  # whether somebody waited since tokens were last above zero
         ("cut_at", ctypes.c_double),
+        ("before", ctypes.c_double),  # the rate before the first cut for a latency that is still high
         ("served", ctypes.c_double),  # in the span that is going on
         ("peak", ctypes.c_double),  # a second, in the fastest of the spans before, which fades
     )
@@ -57,10 +62,9 @@ class _State(ctypes.Structure):
         ("retries", ctypes.c_double),
         ("requests", _Bucket),
         ("bytes", _Bucket),
-        (
-            "usual",
-            ctypes.c_double * 2,
-        ),  # median and 95th percentile of latency that count as normal, 0 before the first
+        ("usual", ctypes.c_double * 2),  # median and 95th percentile of latency, 0 before the first
+        ("tries", ctypes.c_double),  # cuts since latency was usual
+        ("drained_at", ctypes.c_double),  # when the last of them must show
         ("count", ctypes.c_double),
         ("latencies", ctypes.c_double * _WINDOW),
     )
@@ -111,13 +115,16 @@ class NodeLimiter:
             state.bytes.served += nbytes
             state.latencies[int(state.count) % _WINDOW] = latency
             state.count += 1
-            if delayed or (state.count % _WINDOW == 0 and self._is_rising(state)):
+            if delayed:
                 self._cut(state.requests, state.at)
                 self._cut(state.bytes, state.at)
+            if state.count % _WINDOW == 0:
+                self._follow_latency(state)
 
     def rejected(self, code: str) -> None:
         """Tell of a request that was refused for its rate; the code says whether of requests or of bytes."""
         with self._locked() as state:
+            state.tries = 0
             if "Traffic" not in code:
                 self._cut(state.requests, state.at)
             if "Qps" not in code:
@@ -129,19 +136,30 @@ class NodeLimiter:
         with self._locked() as state:
             return state.requests.rate, state.bytes.rate
 
-    def _is_rising(self, state: _State) -> bool:
-        """Whether median and 95th percentile both are: a busy host delays some answers, a slow service all of them.
-
-        What led to a cut is the new measure: if cutting does not help, the rate was not the reason.
-        """
+    def _follow_latency(self, state: _State) -> None:
+        """Median and 95th percentile have to rise: a busy host delays some answers, a slow service all of them."""
         ordered = sorted(state.latencies)
         now = [ordered[int(share * _WINDOW)] for share in (0.5, 0.95)]
         usual = [before or at for before, at in zip(state.usual, now, strict=True)]
-        rising = now[0] > self._config.slow_seconds
-        rising = rising and all(at > RISING * before for at, before in zip(now, usual, strict=True))
-        for i, (at, before) in enumerate(zip(now, usual, strict=True)):
-            state.usual[i] = at if rising else min(max(at, before / _DRIFT), before * _DRIFT)
-        return rising
+        buckets = (state.requests, state.bytes)
+        if now[0] <= self._config.slow_seconds or any(at <= RISING * b for at, b in zip(now, usual, strict=True)):
+            state.tries = 0
+            state.usual[:] = [min(max(at, b / _DRIFT), b * _DRIFT) for at, b in zip(now, usual, strict=True)]
+        elif state.tries and state.at < state.drained_at:
+            return
+        elif state.tries == _TRIES:
+            state.tries = 0
+            state.usual[:] = now
+            for bucket in buckets:
+                bucket.rate = max(bucket.rate, bucket.before)
+        else:
+            for bucket in buckets:
+                bucket.before = bucket.before if state.tries else bucket.rate
+                self._cut(bucket, state.at)
+            state.tries += 1
+            # A queue of `now` seconds at a service that is asked for `decrease` of what it can do; and once more as
+            # long, for the latencies looked at next are to be later ones.
+            state.drained_at = state.at + 2 * now[0] / (1 - self._config.decrease)
 
     def _cut(self, bucket: _Bucket, now: float) -> None:
         if now - bucket.cut_at < HOLD_SECONDS:

@@ -95,24 +95,50 @@ def test_a_rate_grows_only_while_it_holds_somebody_back(tmp_path: Path, clock: C
     assert limiter.rates[0] == 100
 
 
-def test_a_told_delay_and_rising_latency_cut_and_one_slow_answer_does_not(tmp_path: Path, clock: Clock) -> None:
+def test_a_told_delay_cuts_and_one_slow_answer_does_not(tmp_path: Path, clock: Clock) -> None:
     limiter = make(tmp_path, requests_per_second=1000)
     read_at(limiter, clock, 500, 3)
     limiter.served(1000, 5.0, delayed=False)
     read_at(limiter, clock, 500, 1)
     assert limiter.rates[0] == 1000
     limiter.served(1000, 0.01, delayed=True)
-    assert (low := limiter.rates[0]) == pytest.approx(0.85 * 500, rel=0.05)
-    clock.now += 1
-    for _ in range(150):
+    assert limiter.rates[0] == pytest.approx(0.85 * 500, rel=0.05)
+
+
+def answer(limiter: NodeLimiter, clock: Clock, latency: float, seconds: float) -> list[float]:
+    """Rates after each answer, all of which take so long."""
+    end, rates = clock.now + seconds, []
+    while clock.now < end:
         limiter.acquire(1000)
-        limiter.served(1000, 0.2, delayed=False)
-    assert limiter.rates[0] < 0.9 * low
-    low = limiter.rates[0]
-    for _ in range(1000):  # latency that a cut does not mend is how things are
-        limiter.acquire(1000)
-        limiter.served(1000, 0.2, delayed=False)
-    assert limiter.rates[0] > low
+        limiter.served(1000, latency, delayed=False)
+        rates.append(limiter.rates[0])
+    return rates
+
+
+def test_a_queue_at_the_service_has_time_to_drain(tmp_path: Path, clock: Clock) -> None:
+    limiter = make(tmp_path, requests_per_second=1000, increase=1e-4)
+    answer(limiter, clock, 0.01, 3)
+    assert min(answer(limiter, clock, 0.2, 2.0)) == pytest.approx(850, rel=0.01), "it drains in 1.3 s"
+    assert min(answer(limiter, clock, 0.01, 5)) >= 850
+    assert min(answer(limiter, clock, 0.2, 0.5)) == pytest.approx(0.85 * 850, rel=0.01), "the next queue is cut at once"
+
+
+def test_latency_that_no_cut_mends_is_how_things_are(tmp_path: Path, clock: Clock) -> None:
+    limiter = make(tmp_path, requests_per_second=1000, increase=1e-4)
+    answer(limiter, clock, 0.01, 3)
+    rates = answer(limiter, clock, 0.2, 15)
+    assert min(rates) == pytest.approx(1000 * 0.85**4, rel=0.01)
+    assert rates[-1] == pytest.approx(1000, rel=0.01), "it is given back"
+    assert min(answer(limiter, clock, 0.2, 15)) == pytest.approx(1000, rel=0.01)
+
+
+def test_what_was_refused_meanwhile_is_not_given_back(tmp_path: Path, clock: Clock) -> None:
+    limiter = make(tmp_path, requests_per_second=1000, increase=1e-4)
+    answer(limiter, clock, 0.01, 3)
+    answer(limiter, clock, 0.2, 9)
+    assert limiter.rates[0] == pytest.approx(1000 * 0.85**4, rel=0.01)
+    limiter.rejected("QpsLimitExceeded")
+    assert max(answer(limiter, clock, 0.2, 30)) < 1000 * 0.85**4
 
 
 def test_a_rate_doubles_each_second_until_something_is_refused(tmp_path: Path, clock: Clock) -> None:

@@ -128,14 +128,6 @@ def _descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-_TRAINER = """
-import sys
-from pathlib import Path
-from tests.harness.loader_measures import read_for_ever
-read_for_ever(Path(sys.argv[1]))
-"""
-
-
 def read_for_ever(folder: Path) -> None:
     """A trainer of which the loader is all there is; says so once it has its first step."""
     loader = _open(folder)
@@ -152,7 +144,7 @@ def _open(folder: Path) -> Loader:
     return Loader(config, Plan(config, open_indexes(config)), Workers(config), 0, 1, Cursor(), lambda _: None)
 
 
-def left_behind() -> dict[str, int]:
+def left_behind(plant: str | None) -> dict[str, int]:
     """After SIGKILL of a trainer: its processes that live on for 5 s; new files in shared memory and its folder for
     temporary files; and unfinished ones in its decode cache once a run was there again."""
     with tempfile.TemporaryDirectory(prefix="triptych-loader-") as folder:
@@ -161,7 +153,7 @@ def left_behind() -> dict[str, int]:
         temporary.mkdir()
         before = set(Path("/dev/shm").iterdir())
         trainer = subprocess.Popen(
-            [sys.executable, "-c", _TRAINER, str(data)],
+            [sys.executable, *(("-m", "tests.prove.planted", plant) if plant else ()), "-m", __name__, str(data)],
             stdout=subprocess.PIPE,
             env=os.environ | {"TMPDIR": str(temporary)},
         )
@@ -201,3 +193,7 @@ def _descendants(pid: int) -> list[int]:
         if parent == pid:
             found += [int(path.parent.name), *_descendants(int(path.parent.name))]
     return found
+
+
+if __name__ == "__main__":
+    read_for_ever(Path(sys.argv[1]))

@@ -122,11 +122,12 @@ async def send(fault: Fault | None, head: bytes, body: bytes, writer: asyncio.St
 
 
 class Throttle:
-    """Lets so many requests and bytes a second through; the rest is refused, or delayed and told so."""
+    """Lets so many requests and bytes a second through; the rest is refused, or delayed, which may be told."""
 
-    def __init__(self, requests: float, bytes_: float, delays: bool, burst_seconds: float) -> None:
+    def __init__(self, requests: float, bytes_: float, delays: bool, told: bool, burst_seconds: float) -> None:
         self.rates = (requests, bytes_)
         self.delays = delays
+        self.told = told
         self.burst = burst_seconds
         self.levels = [0.0, 0.0]  # how much is above what the past allows, in requests and bytes
         self.at = time.monotonic()

@@ -41,14 +41,21 @@ class Kept:
 
 
 def keep_capacity(
-    seconds: float, budget: float, by_bytes: bool = False, delays: bool = False, limited: bool = True
+    seconds: float,
+    budget: float,
+    share: float = 0.5,
+    by_bytes: bool = False,
+    delays: bool = False,
+    told: bool = True,
+    limited: bool = True,
 ) -> Kept:
-    """Let readers run freely, give the service half of their slowest second as capacity, and let them run again.
+    """Let readers run freely, give the service a share of their slowest second as capacity, and let them run again.
 
     Args:
         budget: that the limiter is told, in capacities.
         by_bytes: the service limits bytes and not requests.
         delays: the service holds answers back in place of rejecting requests.
+        told: it says so in the answer; otherwise it only takes longer.
         limited: False lets every reader do as it can, to compare with.
     """
     data = np.random.default_rng(1).bytes(300_000)
@@ -56,9 +63,9 @@ def keep_capacity(
     with oss_service() as (service, folder):
         service.put("set/x.tar", data)
         free = _read(service, _store(service, f"{folder}/free", 1e6), ALONE_SECONDS, length, data)
-        capacity = 0.5 * _slowest_second(free[2])
-        told = {"bytes_": capacity * length} if by_bytes else {"requests": capacity}
-        service.throttle(**told, delays=delays)
+        capacity = share * _slowest_second(free[2])
+        limit = {"bytes_": capacity * length} if by_bytes else {"requests": capacity}
+        service.throttle(**limit, delays=delays, told=told)
         budgets = (1e6, budget * capacity * length) if by_bytes else (budget * capacity, 1e9)
         store = _store(service, f"{folder}/limited", *budgets)
         if not limited:

@@ -75,7 +75,7 @@ class Server:
             self.counts[f"refused {error.code}"] += 1
         self._count(request, answer, request_id, late)
         pause = max(late, fault.seconds if fault and fault.kind == "slow" else 0.0)
-        if late > 0:
+        if late > 0 and self.throttle is not None and self.throttle.told:
             answer.headers["x-oss-qos-delay-time"] = str(int(late * 1000))
         if pause > 0:
             await asyncio.sleep(pause)

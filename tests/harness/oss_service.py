@@ -48,12 +48,16 @@ class OssService:
         self._tell("faults", list(faults))
 
     def throttle(
-        self, requests: float = 0, bytes_: float = 0, delays: bool = False, burst_seconds: float = 0.25
+        self,
+        requests: float = 0,
+        bytes_: float = 0,
+        delays: bool = False,
+        told: bool = True,
+        burst_seconds: float = 0.25,
     ) -> None:
         """Let so much through a second, 0 for all of it."""
-        self._tell(
-            "throttle", {"requests": requests, "bytes_": bytes_, "delays": delays, "burst_seconds": burst_seconds}
-        )
+        rates = {"requests": requests, "bytes_": bytes_}
+        self._tell("throttle", {**rates, "delays": delays, "told": told, "burst_seconds": burst_seconds})
 
     def keys(self, known: dict[str, dict[str, Any]]) -> None:
         """The access keys that hold from now on."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from tests.prove.planting import replace_name
 
-READS_BEFORE, CLIPS_BEFORE = 7, 1
-"""Of a process, before it is struck: not its first, and early enough for a run of few steps."""
+READS_BEFORE, CLIPS_BEFORE = 12, 1
+"""Of a process, before it is struck: beyond its first row, which has ten samples, and early for a run of few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

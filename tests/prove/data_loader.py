@@ -40,7 +40,7 @@ def cases() -> dict[str, Case]:
         ]
 
     def after_death(context: Context) -> list[Cell]:
-        found = context.run(1, left_behind)[0]
+        found = context.run(1, left_behind, plant=context.plant)[0]
         return [Cell(name=name, measured=found[what], limit=0, unit="") for name, what in zip(left, LEFT, strict=True)]
 
     def with_bad_samples(context: Context) -> list[Cell]:

@@ -1,5 +1,7 @@
 """Defects for tests/prove/data_loader.py. Each breaks this process and returns how to mend it."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -94,11 +96,28 @@ def descriptors_kept() -> Mend:
     return replace_name(pool, "receive", make)
 
 
+def workers_outlive() -> Mend:
+    """Workers do not look whether their trainer is there, and do not end by themselves."""
+    from data import child
+    from data.loading import pool
+
+    def make_start(start: Any) -> Any:
+        planted = "tests.prove.planted", "loader_workers_outlive", "-m"
+        return lambda module, *arguments, **how: start(*planted, module, *arguments, **how)
+
+    def make_leave(leave: Any) -> Any:
+        return lambda: threading.Thread(target=time.sleep, args=(60.0,), daemon=False).start()
+
+    mends = replace_name(pool, "start_child", make_start), replace_name(child, "leave_with_parent", make_leave)
+    return lambda: [mend() for mend in mends] and None
+
+
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "loader_rows_as_they_come": (rows_as_they_come, ("loader/killed", "loader/layouts")),
     "loader_descriptors_kept": (descriptors_kept, ("loader/memory",)),
     "loader_rows_kept": (rows_kept, ("loader/memory",)),
     "loader_share_forgotten": (share_forgotten, ("loader/limits",)),
     "loader_row_ends_with_the_step": (row_ends_with_the_step, ("loader/limits",)),
+    "loader_workers_outlive": (workers_outlive, ("loader/left",)),
     "loader_share_of_few": (share_of_few, ("loader/limits",)),
 }

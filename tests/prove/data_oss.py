@@ -1,6 +1,7 @@
 """Object storage: what each fault costs (items 1 and 2), and what readers keep of a limited service (item 3)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tests.harness.oss_cases import CASES, CRC_ONLY, connections_used, expiring_tokens, refused_tokens, run_case
 from tests.harness.oss_leaks import forked_readers, left_behind, shown_secrets
@@ -14,6 +15,11 @@ SECONDS = 40.0
 RUN_LENGTH = 16
 IN_RUNS = {128: 0.125, 32: 0.35}
 """Samples of a row -> share of the requests at most. An eighth of a row stays together: 16 samples, and 4."""
+SILENT = {
+    "silent limit": ("holds answers back at its capacity and says so", {"budget": 2.0, "delays": True}),
+    "latency limit": ("only takes longer", {"budget": 2.0, "delays": True, "told": False, "share": 0.1}),
+}
+"""The second has few requests a second: a queue of 16 readers is one of 16 answers, and that has to be long."""
 LIMITS = {
     "requests, budget 2 capacities": {"budget": 2.0},
     "requests, budget 6 capacities": {"budget": 6.0},
@@ -27,7 +33,7 @@ def cases() -> dict[str, Case]:
     found |= {f"oss/limit {name}": _limit(name) for name in LIMITS}
     for key, (item, measure, limits) in _SMALL.items():
         found[f"oss/{key}"] = _small(key, item, measure, limits)
-    found["oss/silent limit"] = _silent()
+    found |= {f"oss/{key}": _silent(*told) for key, told in SILENT.items()}
     found["oss/runs"] = _runs()
     return found
 
@@ -98,8 +104,8 @@ def _limit(name: str) -> Case:
     return Case(item=3, names=names, run=run)
 
 
-def _silent() -> Case:
-    head = "case 2, a service that holds answers back at its capacity"
+def _silent(what: str, service: dict[str, Any]) -> Case:
+    head = f"case 2, a service that {what}"
     names = (
         f"{head}: by how long with the limiter, as a share of that without",
         f"{head}: share of the capacity not used",
@@ -107,8 +113,8 @@ def _silent() -> Case:
     )
 
     def run(context: Context) -> list[Cell]:
-        kept = context.run_here(keep_capacity, seconds=SECONDS, budget=2.0, delays=True)
-        free = context.run_here(keep_capacity, seconds=8.0, budget=2.0, delays=True, limited=False)
+        kept = context.run_here(keep_capacity, seconds=SECONDS, **service)
+        free = context.run_here(keep_capacity, seconds=8.0, limited=False, **service)
         late = kept.late_seconds / max(free.late_seconds, 1e-9)
         values = ((late, 0.5), (kept.unused, 0.15), (kept.failed, 0.0))
         return [

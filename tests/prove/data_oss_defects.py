@@ -153,13 +153,27 @@ def rejections_not_told() -> Mend:
 
 
 def delays_not_heeded() -> Mend:
-    """The rate follows neither what the service says it held back nor latency."""
+    """The rate does not follow what the service says it held back."""
     from data.store.limiter import NodeLimiter
 
     def make(served: Any) -> Any:
-        return lambda self, nbytes, latency, delayed: served(self, nbytes, 0.0, False)
+        return lambda self, nbytes, latency, delayed: served(self, nbytes, latency, False)
 
     return replace_name(NodeLimiter, "served", make)
+
+
+def latency_not_heeded() -> Mend:
+    """The rate does not follow latency."""
+    from data.store.limiter import NodeLimiter
+
+    return replace_name(NodeLimiter, "_follow_latency", lambda _: lambda self, state: None)
+
+
+def latency_believed() -> Mend:
+    """What followed the first cut is how things are, though the queue had had no time to drain."""
+    from data.store import limiter
+
+    return replace_name(limiter, "_TRIES", lambda _: 1)
 
 
 def deep_cuts() -> Mend:
@@ -300,6 +314,8 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "oss_limiter_of_a_process": (limiter_of_a_process, ("oss/limit requests, budget 2 capacities",)),
     "oss_rejections_not_told": (rejections_not_told, ("oss/limit requests, budget 2 capacities",)),
     "oss_delays_not_heeded": (delays_not_heeded, ("oss/silent limit",)),
+    "oss_latency_not_heeded": (latency_not_heeded, ("oss/latency limit",)),
+    "oss_latency_believed": (latency_believed, ("oss/latency limit",)),
     "oss_deep_cuts": (deep_cuts, ("oss/limit requests, budget 2 capacities",)),
     "oss_storm": (storm, ("oss/storm",)),
     "oss_retries_without_budget": (retries_without_budget, ("oss/storm",)),
