@@ -51,7 +51,8 @@ def build_index(
         skip_damaged: list damaged shards under `damaged` in index.json, with none of their samples, instead of ending.
 
     Samples that break their format, or whose pictures or clips cannot be measured, are left out and listed under
-    `refused` in index.json. Raises FormatError for a damaged shard, or if there is nothing to index.
+    `refused` in index.json. Raises FormatError for a damaged shard, or if there is nothing to index, ValueError if
+    the folder cannot be made.
     """
     if format_name not in FORMATS:
         raise ValueError(f"no format {format_name!r}; known are {', '.join(FORMATS)}")
@@ -60,7 +61,10 @@ def build_index(
     if not shards:
         raise FormatError(f"no .tar shards in {source}")
     parts = place / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the index cannot be written to {place} ({error}); --output names another folder") from error
     settings = IndexSettings(
         source=str(source),
         parts=str(parts),
@@ -111,8 +115,8 @@ def _merge(place: Path, settings: IndexSettings, shards: Sequence[StoredObject])
         media += len(part.columns["media_kind"])
     whole = {name: np.concatenate(column) for name, column in columns.items()}
     if not len(whole["shard"]):
-        told = [*damaged, *refused][:3]
-        raise FormatError(f"the {len(shards)} shards in {settings.source} hold no usable sample; refused: {told}")
+        told = f"the first refused: {told}" if (told := [*damaged, *refused][:3]) else "they are empty"
+        raise FormatError(f"the {len(shards)} shards in {settings.source} hold no usable sample; {told}")
     meta: dict[str, Any] = settings.meta | {"refused": refused, "damaged": damaged, "unmapped": dict(unmapped)}
     write_index(place, meta, infos, whole)
 

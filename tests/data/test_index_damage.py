@@ -59,5 +59,16 @@ def test_a_damaged_sample_is_listed_and_its_neighbours_are_kept(name: str, build
 def test_a_source_without_a_sound_sample_is_no_source(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "0.tar").write_bytes(b"")
     (tmp_path / "1.tar").write_bytes(tar(("a.json", b"{")))
-    with pytest.raises(FormatError, match=r"hold no usable sample; refused: .*0\.tar.*not UTF-8 JSON"):
+    with pytest.raises(FormatError, match=r"hold no usable sample; the first refused: .*0\.tar.*not UTF-8 JSON"):
         build_index(tmp_path, tokenizer, skip_damaged=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "0.tar").write_bytes(tar())
+    with pytest.raises(FormatError, match="the 1 shards in .* hold no usable sample; they are empty"):
+        build_index(tmp_path / "empty", tokenizer)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "0.tar").write_bytes(tar(*sample("a")))
+    (tmp_path / "taken").touch()
+    with pytest.raises(ValueError, match=r"cannot be written to .*taken.*--output names another folder"):
+        build_index(tmp_path, tokenizer, tmp_path / "taken" / "index")
