@@ -63,7 +63,7 @@ def test_a_source_without_a_sound_sample_is_no_source(tmp_path: Path, tokenizer:
         build_index(tmp_path, tokenizer, skip_damaged=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "0.tar").write_bytes(tar())
-    with pytest.raises(FormatError, match="the 1 shards in .* hold no usable sample; they are empty"):
+    with pytest.raises(FormatError, match=r"the 1 shards in .* hold no usable sample; they are empty"):
         build_index(tmp_path / "empty", tokenizer)
 
 
@@ -71,4 +71,4 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(tmp_pat
     (tmp_path / "0.tar").write_bytes(tar(*sample("a")))
     (tmp_path / "taken").touch()
     with pytest.raises(ValueError, match=r"cannot be written to .*taken.*--output names another folder"):
-        build_index(tmp_path, tokenizer, tmp_path / "taken" / "index")
+        build_index(tmp_path, tokenizer, output=tmp_path / "taken" / "index")
