@@ -203,7 +203,7 @@ def _parse_header(block: bytes, place: int) -> tuple[str, int, bytes]:
     """(name, size, type) of a 512-byte header; raises FormatError if its checksum does not hold."""
     try:
         stated = int(block[148:156].strip(b" \0") or b"0", 8)
-        found = sum(block) - sum(block[148:156]) + 8 * 32
+        found = sum(block.replace(b"\0", b"")) - sum(block[148:156]) + 8 * 32  # of which most are zeros
         if block[124] & 0x80:
             size = int.from_bytes(block[125:136], "big")
         else:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from data.encoding.render import Run, Text, Visual, render_sample
+from data.encoding.render import Run, Text, Visual
 from data.encoding.tokenizer import Tokenizer
-from data.errors import FormatError
 
 
 class Count(NamedTuple):
@@ -18,41 +17,30 @@ class Count(NamedTuple):
     """That are to be predicted."""
 
 
-def count_tokens(samples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Count | FormatError]:
-    """For each sample its counts, or the error that rendering it raises.
+def count_tokens(rendered: Sequence[Sequence[Run]], tokenizer: Tokenizer) -> list[Count]:
+    """The counts of each rendered sample.
 
     Texts of all samples are tokenised in one call, which takes a third of the time; most are role headers and other
     texts that come again.
     """
-    rendered: list[list[Run] | FormatError] = []
-    for sample in samples:
-        try:
-            rendered.append(render_sample(sample))
-        except FormatError as error:
-            rendered.append(error)
-    wanted = dict.fromkeys(
-        prefix
-        for runs in rendered
-        if isinstance(runs, list)
-        for run in runs
-        if isinstance(run, Text)
-        for prefix in _prefixes(run)
-    )
-    lengths = dict(zip(wanted, tokenizer.count(list(wanted)), strict=True))
-    return [runs if isinstance(runs, FormatError) else _count(runs, lengths) for runs in rendered]
+    prefixes = [[_prefixes(run) if isinstance(run, Text) else () for run in runs] for runs in rendered]
+    wanted = list(dict.fromkeys(prefix for of_runs in prefixes for of_run in of_runs for prefix in of_run))
+    lengths = dict(zip(wanted, tokenizer.count(wanted), strict=True))
+    return [_count(runs, of_runs, lengths) for runs, of_runs in zip(rendered, prefixes, strict=True)]
 
 
-def _count(runs: Sequence[Run], lengths: Mapping[str, int]) -> Count:
+def _count(runs: Sequence[Run], prefixes: Sequence[Sequence[str]], lengths: Mapping[str, int]) -> Count:
     text = targets = 0
-    for run in runs:
+    for run, of_run in zip(runs, prefixes, strict=True):
         before = text
         if isinstance(run, Text):
-            ends = [lengths[prefix] for prefix in _prefixes(run)]
-            text += ends[-1]
-            learnt = sum(
-                end - start for (_, learns), start, end in zip(run.pieces, [0, *ends], ends, strict=False) if learns
-            )
-            first = run.pieces[0][1] and ends[0] > 0
+            learnt = end = 0
+            for (_, learns), prefix in zip(run.pieces, of_run, strict=True):
+                start, end = end, lengths[prefix]
+                if learns:
+                    learnt += end - start
+            text += end
+            first = run.pieces[0][1] and lengths[of_run[0]] > 0
         else:
             text += 2 if isinstance(run, Visual) else 1  # a picture's two markers
             learnt = first = not isinstance(run, Visual) and run.learnt

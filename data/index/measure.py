@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from data.encoding.encode import visual_parts
+from data.encoding.render import Run, Visual, render_sample
 from data.errors import FormatError, SampleError
 from data.index.probe import PictureProbe, Probed
 from data.types import MediaSize, RawSample
@@ -18,12 +18,12 @@ def measure(raw: RawSample, decoder: ClipDecoder) -> list[MediaSize]:
 
     Raises SampleError or FormatError.
     """
-    return _sizes(raw, shown_media(raw), decoder, {})
+    return _sizes(raw, shown_media(raw, render_sample(raw.content)), decoder, {})
 
 
-def shown_media(raw: RawSample) -> list[tuple[str, int]]:
+def shown_media(raw: RawSample, runs: Iterable[Run]) -> list[tuple[str, int]]:
     """(kind, member number) of each visual part. Raises FormatError if parts and members do not belong together."""
-    shown = visual_parts(raw.content)
+    shown: list[tuple[str, int]] = [(run.kind, run.member) for run in runs if isinstance(run, Visual)]
     for kind, number in shown:
         if number not in raw.media:
             raise FormatError(f"sample {raw.key}: part {kind} wants member {number}, there are {sorted(raw.media)}")
@@ -39,12 +39,14 @@ class Measurer:
         self._probe = PictureProbe(decode_pictures)
         self._decoder = ClipDecoder(PROBE_SECONDS)
 
-    def measure(self, samples: Iterable[RawSample]) -> list[list[MediaSize] | SampleError | FormatError]:
-        """For each sample what `measure` gives, or the error that it raises."""
+    def measure(
+        self, samples: Iterable[tuple[RawSample, Sequence[Run]]]
+    ) -> list[list[MediaSize] | SampleError | FormatError]:
+        """For each sample, which comes with its rendering, what `measure` gives, or the error that it raises."""
         shown: list[tuple[RawSample, list[tuple[str, int]] | FormatError]] = []
-        for raw in samples:
+        for raw, runs in samples:
             try:
-                shown.append((raw, shown_media(raw)))
+                shown.append((raw, shown_media(raw, runs)))
             except FormatError as error:
                 shown.append((raw, error))
         places = [

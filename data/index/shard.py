@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 
+from data.encoding.render import Run, render_sample
 from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.errors import FormatError, MismatchError
 from data.formats.shards import StoredSample, parse_sample, scan_shard
-from data.index.count import Count, count_tokens
+from data.index.count import count_tokens
 from data.index.file import ShardInfo, digest_chunks
 from data.index.measure import Measurer
 from data.index.part import IndexSettings, Part, PartRows, load_part, save_part
@@ -79,24 +80,25 @@ class ShardIndexer:
         return rows.part(shard, damaged)
 
     def _add(self, batch: Sequence[StoredSample], rows: PartRows) -> None:
-        parsed: list[RawSample | FormatError] = []
+        parsed: list[tuple[RawSample, list[Run]] | FormatError] = []
         for stored in batch:
             try:
-                parsed.append(self._parse(stored))
+                raw = self._parse(stored)
+                parsed.append((raw, render_sample(raw.content)))
             except FormatError as error:
                 parsed.append(error)
-        whole = [raw for raw in parsed if isinstance(raw, RawSample)]
+        whole = [pair for pair in parsed if not isinstance(pair, FormatError)]
         measured = iter(self._measurer.measure(whole))
-        counted = iter(count_tokens([raw.content for raw in whole], self._tokenizer))
-        for stored, raw in zip(batch, parsed, strict=True):
-            if isinstance(raw, FormatError):
-                rows.refuse(stored.key, str(raw), stored.again)
+        counted = iter(count_tokens([runs for _, runs in whole], self._tokenizer))
+        for stored, pair in zip(batch, parsed, strict=True):
+            if isinstance(pair, FormatError):
+                rows.refuse(stored.key, str(pair), stored.again)
                 continue
             sizes, count = next(measured), next(counted)
-            if isinstance(sizes, list) and isinstance(count, Count):
-                rows.add(stored, raw, sizes, count)
+            if isinstance(sizes, list):
+                rows.add(stored, pair[0], sizes, count)
             else:
-                rows.refuse(stored.key, str(count if isinstance(sizes, list) else sizes))
+                rows.refuse(stored.key, str(sizes))
 
     def _parse(self, stored: StoredSample) -> RawSample:
         if len(stored.data) > _MAX_SAMPLE:

@@ -82,6 +82,7 @@ class Plan:
         self.sizes = [len(index) for index in indexes]
         check_runs(config, self.sizes)
         self._lengths = [source_lengths(config, n, index) for n, index in enumerate(indexes)]
+        self._shrinks = any(lengths.caps for lengths in self._lengths)
         self.shares = window_shares(config, [lengths.tokens for lengths in self._lengths])
         self._slots = interleave(self.shares)
         self.identity = _identity(config, indexes)
@@ -173,8 +174,10 @@ class Plan:
 
     def _row(self, planned: "_Window", window: int, number: int) -> RowPlan:
         start, stop = planned.starts[number : number + 2]
-        samples = tuple((source, index) for source, index in planned.samples[start:stop].tolist())
-        caps = [(self._lengths[source].caps.get(index), source, index) for source, index in samples]
+        # Millions of samples pass here: tuples by zip, and no look for caps where no sample has one.
+        samples = tuple(zip(*planned.samples[start:stop].T.tolist(), strict=True))
+        shrunk = samples if self._shrinks else ()
+        caps = [(self._lengths[source].caps.get(index), source, index) for source, index in shrunk]
         return RowPlan(
             samples=samples,
             num_tokens=int(planned.tokens[number]),

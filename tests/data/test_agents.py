@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from data.config import IGNORE, ImageConfig, VideoConfig
 from data.encoding.encode import encode_prompt, encode_sample, media_grid, visual_parts
+from data.encoding.render import render_sample
 from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.errors import FormatError
 from data.index.count import Count, count_tokens
@@ -99,7 +100,7 @@ def test_ids_and_targets_are_those_of_the_chat_template(
 ) -> None:
     ids, learnt, lengths = encode(sample, tokenizer)
     assert (ids, learnt) == judge.judge(sample, lengths)
-    (count,) = count_tokens([sample], tokenizer)
+    (count,) = count_tokens([render_sample(sample)], tokenizer)
     assert count == Count(text=len(ids) - sum(lengths), targets=sum(learnt))
     said = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
     if said:

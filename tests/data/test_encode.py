@@ -8,6 +8,7 @@ import pytest
 
 from data.config import IGNORE
 from data.encoding.encode import encode_prompt, encode_sample, media_grid
+from data.encoding.render import render_sample
 from data.encoding.tokenizer import SPECIAL_NAMES, Tokenizer, check_tokenizer, load_tokenizer
 from data.errors import FormatError, MismatchError
 from data.index.count import count_tokens
@@ -129,7 +130,7 @@ def test_text_token_count_is_the_length_without_visual_tokens(tokenizer: Tokeniz
     samples.append(({"parts": [image(0), text("x", prefix=True), text("yz")]}, [TALL]))
     for sample, sizes in samples:
         found = encode(sample, sizes, tokenizer)
-        (count,) = count_tokens([sample], tokenizer)
+        (count,) = count_tokens([render_sample(sample)], tokenizer)
         assert count == (len(found.tokens) - len(found.visual_index), (found.targets >= 0).sum())
 
 

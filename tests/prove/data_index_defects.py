@@ -193,7 +193,9 @@ def unused_members_kept() -> Mend:
     from data.index import measure
 
     def make(_: Any) -> Any:
-        return lambda raw: [pair for pair in measure.visual_parts(raw.content) if pair[1] in raw.media]
+        return lambda raw, runs: [
+            (run.kind, run.member) for run in runs if isinstance(run, measure.Visual) and run.member in raw.media
+        ]
 
     return replace_name(measure, "shown_media", make)
 
