@@ -72,18 +72,13 @@ def _folder(context: Context, *names: str) -> Path:
     return place
 
 
-RATE_LIMITS = dict(zip(KINDS, (1.0, 2.0), strict=True))
-"""The bar is for the first. The second has four times the text, and two thirds of its time are the tokenizer's and the
-picture decoder's own; it took 1.0 on a host's good hours and 1.6 on others."""
-
-
 def _rate(kind: str) -> Case:
     name = f"{kind} and a picture of 10 KB: core-seconds for 4,000 samples"
 
     def run(context: Context) -> list[Cell]:
         seconds, tokens, size = context.run_here(core_seconds, folder=_folder(context, "rate"), kind=kind)
         unit = f"core-s, {4000 / seconds:,.0f} samples/s, {tokens:.0f} text tokens, {size / 1000:.1f} KB"
-        return [Cell(name=name, measured=seconds, limit=RATE_LIMITS[kind], unit=unit)]
+        return [Cell(name=name, measured=seconds, limit=1.0, unit=unit)]
 
     return Case(item=4, names=(name,), run=run)
 
