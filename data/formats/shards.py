@@ -45,8 +45,14 @@ class StoredSample:
     key: str
     offset: int
     data: bytes
+    members: tuple[Member, ...]
+    """With places counted from the start of the shard, as `offset` is."""
     again: bool = False
     """The key was there before, with other members in between: nobody knows what belongs together."""
+
+    def parse(self, format_name: str = OURS) -> RawSample:
+        """As `parse_sample(data, format_name)`, without parsing the headers once more. Raises FormatError."""
+        return _read(self.members, self.data, self.offset, format_name)
 
 
 def scan_shard(
@@ -76,14 +82,8 @@ def scan_shard(
 
 def parse_sample(data: bytes, format_name: str = OURS) -> RawSample:
     """The sample in a byte range that `scan_shard` gave, read by one of FORMATS. Raises FormatError."""
-    key = ""
-    found: dict[str, bytes] = {}
-    for member in _members(lambda offset, length: data[offset : offset + length], len(data), ranged=True):
-        key = member.key
-        if member.suffix in found:
-            raise FormatError(f"sample {key} has two members {key}.{member.suffix}")
-        found[member.suffix] = data[member.data : member.data + member.size]
-    return FORMATS[format_name].read(key, found)
+    members = _members(lambda offset, length: data[offset : offset + length], len(data), ranged=True)
+    return _read(members, data, 0, format_name)
 
 
 def write_shards(folder: str | Path, name: str, samples: Iterable[RawSample], samples_per_shard: int) -> list[Path]:
@@ -158,11 +158,24 @@ class _Stream:
         return self._held[offset - self._at : end - self._at]
 
 
+def _read(members: Iterable[Member], data: bytes, offset: int, format_name: str) -> RawSample:
+    """The sample whose members lie in `data`, which begins at `offset` of what their places count from."""
+    key = ""
+    found: dict[str, bytes] = {}
+    for member in members:
+        key = member.key
+        if member.suffix in found:
+            raise FormatError(f"sample {key} has two members {key}.{member.suffix}")
+        found[member.suffix] = data[member.data - offset : member.data - offset + member.size]
+    return FORMATS[format_name].read(key, found)
+
+
 def _stored(group: list[Member], stream: _Stream, seen: set[str]) -> StoredSample:
     start, end, key = group[0].start, group[-1].end, group[0].key
     again = key in seen
     seen.add(key)
-    return StoredSample(key=key, offset=start, data=stream.read(start, end - start), again=again)
+    data = stream.read(start, end - start)
+    return StoredSample(key=key, offset=start, data=data, members=tuple(group), again=again)
 
 
 def _members(read: Callable[[int, int], bytes], size: int, ranged: bool = False) -> Iterator[Member]:
@@ -203,7 +216,7 @@ def _parse_header(block: bytes, place: int) -> tuple[str, int, bytes]:
     """(name, size, type) of a 512-byte header; raises FormatError if its checksum does not hold."""
     try:
         stated = int(block[148:156].strip(b" \0") or b"0", 8)
-        found = sum(block.replace(b"\0", b"")) - sum(block[148:156]) + 8 * 32  # of which most are zeros
+        found = sum(block) - sum(block[148:156]) + 8 * 32
         if block[124] & 0x80:
             size = int.from_bytes(block[125:136], "big")
         else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from data.encoding.render import Run, render_sample
 from data.encoding.tokenizer import Tokenizer, load_tokenizer
 from data.errors import FormatError, MismatchError
-from data.formats.shards import StoredSample, parse_sample, scan_shard
+from data.formats.shards import StoredSample, scan_shard
 from data.index.count import count_tokens
 from data.index.file import ShardInfo, digest_chunks
 from data.index.measure import Measurer
@@ -107,4 +107,4 @@ class ShardIndexer:
             raise FormatError(
                 f"key {stored.key!r} comes back at byte {stored.offset}; keep the members of a sample adjacent"
             )
-        return parse_sample(stored.data, self._settings.format_name)
+        return stored.parse(self._settings.format_name)

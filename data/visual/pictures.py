@@ -20,6 +20,7 @@ MAX_DECODED_PIXELS = 178_956_970  # a compressed bomb must not take the host's m
 # A progressive JPEG passes over all its pixels once a scan, and a scan may take 14 bytes: without a limit 1 MB of file
 # takes hours to decode. Usual are ten scans; this much takes some ten seconds.
 MAX_SCANNED_PIXELS = 4_000_000_000
+MIN_SCAN_BYTES = 10  # a scan's marker and header of one component
 # Modes that say which colours their numbers are. 32-bit integers and floats (I, F) do not, LAB is not converted.
 _SHOWN = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _WIDE = {"I;16", "I;16L", "I;16B"}
@@ -85,8 +86,11 @@ def _header(data: bytes) -> Image.Image:
         raise SampleError(f"not a picture of the formats {', '.join(FORMATS)}: {reason}") from error
     if picture.width * picture.height > MAX_DECODED_PIXELS:
         raise SampleError(f"picture of {picture.height}x{picture.width} pixels is above {MAX_DECODED_PIXELS} pixels")
-    # Counted quickly first: what looks like a scan may lie in a thumbnail, or behind the end, as in motion photos.
-    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1  # libtiff limits those in TIFF itself
+    # Bounded first, then counted quickly: what looks like a scan may lie in a thumbnail, or behind the end, as in
+    # motion photos.
+    scans = len(data) // MIN_SCAN_BYTES if data.startswith(b"\xff\xd8") else 1  # libtiff limits those in TIFF itself
+    if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:
+        scans = data.count(b"\xff\xda")
     if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:
         scans = _jpeg_scans(data)
     if scans * picture.width * picture.height > MAX_SCANNED_PIXELS:

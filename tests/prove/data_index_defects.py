@@ -1,6 +1,6 @@
 """Defects for tests/prove/data_index.py. Each breaks this process and returns how to mend it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.prove import data_format_defects
@@ -165,17 +165,14 @@ def last_member_wins() -> Mend:
     """Of two members of a name the last one is taken."""
     from data.formats import shards
     from data.formats.stored import FORMATS
-    from data.index import file as index_file
-    from data.index import shard as index_shard
 
-    def planted(stored: bytes, format_name: str = "triptych") -> Any:
+    def planted(members: Iterable[Any], data: bytes, offset: int, format_name: str) -> Any:
         found, key = {}, ""
-        for member in shards._members(lambda offset, length: stored[offset : offset + length], len(stored), True):
-            key, found[member.suffix] = member.key, stored[member.data : member.data + member.size]
+        for member in members:
+            key, found[member.suffix] = member.key, data[member.data - offset : member.data - offset + member.size]
         return FORMATS[format_name].read(key, found)
 
-    mends = [replace_name(place, "parse_sample", lambda _: planted) for place in (index_shard, index_file)]
-    return lambda: [mend() for mend in mends] and None
+    return replace_name(shards, "_read", lambda _: planted)
 
 
 def keys_may_come_back() -> Mend:
