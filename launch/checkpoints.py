@@ -1,66 +1,105 @@
-"""`triptych checkpoint list|show|verify|import`: what lies in a run's folder, said in lines of text."""
+"""`triptych checkpoint list|show|verify|import`: what lies in a run's folder."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launch.repair import Fault, faults
+from launch.reports import Report, table
 from model.canonical import Box
 from model.hf_config import check_sizes
 from model.hf_read import open_hf
-from train.checkpoint import find_commit, save_commit
-from train.commits import attempts, listed_files, open_commit, problems
+from train.checkpoint.commits import (
+    Attempt,
+    attempts,
+    listed_files,
+    mark_verified,
+    open_commit,
+    problems,
+    verified_at,
+)
+from train.checkpoint.load import read_tensors
+from train.checkpoint.run import save_commit
 from train.config import RunConfig
 from train.ready import check_run_folder
 from train.resolve import to_yaml
-from train.tensor_store import TensorReader
 
 log = logging.getLogger(__name__)
 
 
-def list_lines(run_dir: str | Path) -> list[str]:
-    """One line a checkpoint folder, newest first: name, bytes, when it was sealed. Digests are not checked."""
-    lines = []
-    for attempt in attempts(run_dir):
-        if attempt.sealed:
-            size = sum(file["size"] for file in listed_files(attempt.path).values())
-            said = f"{size / 1e6:.1f} MB  {open_commit(attempt.path).state.get('saved_at', '')}"
-        else:
-            said = "never finished"
-        lines.append(f"{attempt.path.name}  {said}")
-    return lines
+def listed(run_dir: str | Path) -> Report:
+    """Every checkpoint folder of a run, newest first. Nothing but state.json and files.json is read."""
+    rows = [_row(attempt) for attempt in attempts(run_dir)]
+    head = ["checkpoint", "step", "stage", "tokens", "loss", "GB", "written GB", "saved at", "verified"]
+    lines = [head, *([_cell(row[key]) for key in _COLUMNS] for row in rows)] if rows else []
+    said = table(lines) or [f"{run_dir} has no checkpoint"]
+    return Report(lines=said, data=rows, good=bool(rows))
 
 
-def show_lines(where: str | Path) -> list[str]:
-    """State, then every tensor with shape and dtype, of a run's newest usable checkpoint or of one folder.
+_COLUMNS = ("name", "step", "stage", "tokens", "loss", "gb", "written_gb", "saved_at", "verified")
 
+
+def _row(attempt: Attempt) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"name": attempt.path.name, "step": attempt.step}
+    if not attempt.sealed:
+        return row | {"verified": "never finished"}
+    try:
+        state, files = open_commit(attempt.path).state, listed_files(attempt.path)
+    except (OSError, ValueError) as error:
+        return row | {"verified": f"damaged: {error}"}
+    own = sum(entry.digest.size for entry in files.values() if entry.folder == attempt.path.name)
+    return row | {
+        "stage": state.get("stage"),
+        "tokens": state.get("counters", {}).get("tokens"),
+        "loss": state.get("loss"),
+        "gb": sum(entry.digest.size for entry in files.values()) / 1e9,
+        "written_gb": own / 1e9,
+        "saved_at": state.get("saved_at"),
+        "verified": verified_at(attempt.path) or "not since",
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown(where: str | Path) -> Report:
+    """State, then every tensor with shape and dtype, of a run's newest finished checkpoint or of one folder.
+
+    Of the files with tensors only headers are read: their bytes are verified by `verified` and by whoever goes on.
     Raises ValueError if there is none.
     """
-    commit = find_commit(where)
-    reader = TensorReader(commit.path)
-    lines = [str(commit.path)]
-    lines += [f"{key}: {value}" for key, value in commit.state.items()]
-    lines += [
-        f"{name}  {list(reader.shape(name))}  {str(reader.dtype(name)).removeprefix('torch.')}"
+    attempt = next((attempt for attempt in attempts(where) if attempt.sealed), None)
+    if attempt is None:
+        raise ValueError(f"{where} has no finished checkpoint")
+    commit = open_commit(attempt.path)
+    reader = read_tensors(commit.path)
+    tensors = {
+        name: {"shape": list(reader.shape(name)), "dtype": str(reader.dtype(name)).removeprefix("torch.")}
         for name in reader.names()
-    ]
-    return lines
+    }
+    lines = [str(commit.path), *(f"{key}: {value}" for key, value in commit.state.items())]
+    lines += [f"{name}  {about['shape']}  {about['dtype']}" for name, about in tensors.items()]
+    return Report(lines=lines, data={"path": str(commit.path), "state": commit.state, "tensors": tensors})
 
 
-def verify_lines(where: str | Path) -> tuple[bool, list[str]]:
-    """Read every byte of every checkpoint at `where`, and where digests hold every tensor (launch/repair.py).
-
-    Returns whether all are in order, and lines that name what is not.
-    """
-    good, lines = True, []
+def verified(where: str | Path) -> Report:
+    """Read every byte of every checkpoint at `where`, and where digests hold every tensor (launch/repair.py)."""
+    good, lines, data = True, [], []
     for attempt in attempts(where):
         wrong = problems(attempt.path)
         found = [] if wrong else faults(open_commit(attempt.path))
+        if not wrong and not found:
+            mark_verified(attempt.path)
         good = good and not wrong and not found
         said = f"every digest holds, {_in_order(found)}"
         lines += [f"{attempt.path.name}  {'; '.join(wrong) or said}", *(f"  {fault.line}" for fault in found)]
-    return good and bool(lines), lines or [f"{where} has no checkpoint"]
+        data.append({"name": attempt.path.name, "problems": wrong, "faults": [fault.line for fault in found]})
+    return Report(lines=lines or [f"{where} has no checkpoint"], data=data, good=good and bool(lines))
 
 
 def _in_order(found: Sequence[Fault]) -> str:
@@ -100,4 +139,4 @@ def import_hf(folder: str | Path, run: RunConfig) -> Path:
         for name, tensor in tensors.items()
     }
     state = {"stage": "import", "source": Path(folder).name}
-    return save_commit(run.run_dir, 0, tensors, boxes, None, state, to_yaml(run), tp_rank=0, keep=1)
+    return save_commit(run.run_dir, 0, tensors, boxes, None, state, to_yaml(run), keep=1)

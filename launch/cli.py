@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.checkout import check_checkout
+from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_source, at_least_one, reach
 
 Command = Callable[[argparse.Namespace], int]
@@ -57,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "--allow", action="store_true", help="let overrides change what is learned; the data's order cannot"
     )
     resume.add_argument("--processes", type=int, help="on this node; default: as many as wrote the checkpoint")
-    resume.add_argument("--print", action="store_true", help="show the recipe it would go on with, and stop")
+    resume.add_argument("--print", action="store_true", help="show what changes and the command, and start nothing")
     resume.set_defaults(command=_resume)
 
-    _add_checkpoint(commands.add_parser("checkpoint", help="look at, check and convert checkpoints"))
+    add_checkpoint(commands.add_parser("checkpoint", help="look at, check, compare, delete and convert checkpoints"))
 
     add_pack(commands.add_parser("pack", help="write shards from a file of conversations and a folder of pictures"))
 
@@ -91,33 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _is_override(text: str) -> bool:
     return "=" in text and not text.startswith("-")
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    for name, command, text in (
-        ("list", _list, "every checkpoint of a run, newest first"),
-        ("show", _show, "state and tensors of one checkpoint"),
-        ("verify", _verify, "read every byte, compare digests, and weights with their fp32 masters"),
-        ("repair", _repair, "write the newest one anew with weights as their fp32 masters say"),
-    ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument(
-            "where", type=Path, help="run folder" + ("" if name == "list" else ", or a checkpoint in it")
-        )
-        action.set_defaults(command=command)
-
-    export = actions.add_parser("export", help="write a Hugging Face folder")
-    export.add_argument("where", type=Path, help="run folder, or a checkpoint in it")
-    export.add_argument("out", type=Path, help="folder to make")
-    export.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not where the recipe says")
-    export.set_defaults(command=_export)
-
-    importing = actions.add_parser("import", help="turn a Hugging Face folder into a checkpoint of weights")
-    importing.add_argument("folder", type=Path, help="Qwen2-VL folder with safetensors")
-    importing.add_argument("overrides", nargs="*", metavar="key=value", help="run_dir=RUN is where it goes")
-    importing.add_argument("--config-name", required=True, help="a recipe with this model")
-    importing.set_defaults(command=_import)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -160,53 +134,11 @@ def _temperature(text: str) -> float:
 
 def _resume(options: argparse.Namespace) -> int:
     from launch.resume import plan_resume, start
-    from train.resolve import to_yaml
 
     resume = plan_resume(options.run, options.overrides, allow=options.allow, processes=options.processes)
     if not options.print:
         start(resume)
-    print(to_yaml(resume.run), end="")
-    return 0
-
-
-def _list(options: argparse.Namespace) -> int:
-    from launch.checkpoints import list_lines
-
-    lines = list_lines(options.where)
-    return _tell(lines or [f"{options.where} has no checkpoint"], bool(lines))
-
-
-def _show(options: argparse.Namespace) -> int:
-    from launch.checkpoints import show_lines
-
-    return _tell(show_lines(options.where))
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from launch.checkpoints import verify_lines
-
-    good, lines = verify_lines(options.where)
-    return _tell(lines, good)
-
-
-def _repair(options: argparse.Namespace) -> int:
-    from launch.repair import repair
-
-    _, lines = repair(options.where)
-    return _tell(lines)
-
-
-def _export(options: argparse.Namespace) -> int:
-    from launch.export import export
-
-    return _tell([f"wrote {export(options.where, options.out, tokenizer=options.tokenizer)}"])
-
-
-def _import(options: argparse.Namespace) -> int:
-    from launch.checkpoints import import_hf
-    from train.resolve import compose
-
-    return _tell([f"wrote {import_hf(options.folder, compose(options.config_name, options.overrides))}"])
+    return _tell(resume.lines)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -5,11 +5,10 @@ from pathlib import Path
 from data.encoding.chat_template import CHAT_TEMPLATE
 from data.encoding.tokenizer import check_tokenizer, load_tokenizer
 from model.hf_write import MAX_SHARD_BYTES, write_hf
-from train.checkpoint import find_commit
-from train.commits import Commit
+from train.checkpoint.commits import Commit
+from train.checkpoint.load import find_commit, read_tensors
 from train.config import RunConfig
 from train.resolve import from_yaml
-from train.tensor_store import TensorReader
 
 
 def export(
@@ -36,7 +35,7 @@ def export(
     """
     commit = find_commit(where)
     run = run_of(commit)
-    reader = TensorReader(commit.path)
+    reader = read_tensors(commit.path)
     folder = tokenizer if tokenizer is not None else run.data.tokenizer
     # Else the folder would be written whole, and `triptych chat` refuse it.
     check_tokenizer(load_tokenizer(folder), run.model.language.vocab_size)

@@ -21,9 +21,8 @@ from model.hf_config import config_from_hf, declared_ids, hf_config, special_ids
 from model.hf_read import open_hf
 from model.hf_weights import common_dtype, hf_pieces, in_memory_name, to_hf
 from model.json_file import Section
-from train.checkpoint import find_commit
-from train.commits import attempts
-from train.tensor_store import TensorReader
+from train.checkpoint.commits import attempts
+from train.checkpoint.load import find_commit, read_tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,7 @@ def _from_commit(where: Path, device: str, tokenizer_folder: str | Path | None) 
     run = run_of(commit)
     folder = tokenizer_folder if tokenizer_folder is not None else run.data.tokenizer
     tokenizer = _tokenizer(folder, run.model, {})
-    reader = TensorReader(commit.path)
+    reader = read_tensors(commit.path)
     dtype = common_dtype(run.model, reader.dtype)
     return Loaded(
         path=commit.path,

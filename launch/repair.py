@@ -7,10 +7,10 @@ tools that edit weights. That copies on other ranks differ cannot be seen in a c
 """
 
 import math
-import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor
 from launch.export import run_of
 from model.hf_weights import canonical_shape, hf_pieces
 from train.agreement import CheckpointError
-from train.checkpoint import STATE_TENSORS, rewrite_commit, state_name
-from train.commits import RECIPE, Attempt, Commit, attempts, open_commit, problems
-from train.tensor_store import TensorReader
+from train.checkpoint.commits import FILES, RECIPE, Attempt, Commit, attempts, open_commit, problems
+from train.checkpoint.entries import STATE_TENSORS, state_name
+from train.checkpoint.load import read_tensors
+from train.checkpoint.run import rewrite_commit
+from train.checkpoint.tensors import TensorReader
 
 _BLOCK = 1 << 22
 """Elements that are compared at a time: what is computed beside a tensor stays small."""
@@ -57,9 +59,9 @@ def faults(commit: Commit) -> list[Fault]:
     except ValueError as error:
         return [Fault(tensor=RECIPE, kind="unreadable", said=str(error))]
     try:
-        reader = TensorReader(commit.path)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        return [Fault(tensor=".metadata", kind="unreadable", said=str(error))]
+        reader = read_tensors(commit.path)
+    except (OSError, ValueError) as error:
+        return [Fault(tensor=FILES, kind="unreadable", said=str(error))]
     found = [*_names(reader, wanted)]
     sound = set(wanted) - {fault.tensor for fault in found}
     masters = {name: state_name("master", name) for name in sound if state_name("master", name) in sound}
@@ -95,14 +97,15 @@ def repair(where: str | Path) -> tuple[Path | None, list[str]]:
     if incurable:
         raise ValueError(_refusal(attempt, before, incurable, "move it out of the run, and `triptych resume` goes on"))
     _check_space(attempt.path)
-    reader, mended = TensorReader(attempt.path), {fault.tensor for fault in found}
-
-    def make(name: str) -> Tensor:
-        return _master_as_weight(reader, name) if name in mended else reader.read(name)
+    reader, mended = read_tensors(attempt.path), {fault.tensor for fault in found}
 
     entry = {"from": attempt.path.name, "found": [fault.line for fault in found]}
     try:
-        path = rewrite_commit(commit, make, {"repaired": [*commit.state.get("repaired", []), entry]})
+        path = rewrite_commit(
+            commit,
+            {name: partial(_master_as_weight, reader, name) for name in mended},
+            {"repaired": [*commit.state.get("repaired", []), entry]},
+        )
     except CheckpointError as error:
         name = attempt.path.name
         raise ValueError(f"the repair of {name} was not finished and counts for nothing: {error}") from error

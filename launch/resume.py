@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.checkout import ROOT
-from train.checkpoint import find_commit
-from train.commits import RECIPE, Commit
+from train.checkpoint.commits import RECIPE, Commit
+from train.checkpoint.load import find_commit
 from train.config import RunConfig
 from train.resolve import RECIPES, compose
 
@@ -51,6 +51,30 @@ class Resume:
     """Of launch/torchrun.sh."""
     processes: int | None
     """On this node; None leaves it to the launch script."""
+    changed: list[str]
+    """Every value that is another one than in the saved recipe."""
+
+    @property
+    def lines(self) -> list[str]:
+        """From where it goes on, what changes, and the command that does it, for people."""
+        saved_at = self.commit.state.get("saved_at", "an unknown time")
+        return [
+            f"going on after step {self.commit.step}, from {self.commit.path} of {saved_at}",
+            *(f"  {line}" for line in self.changed or ["nothing changes against the saved recipe"]),
+            shlex.join([*(f"{name}={value}" for name, value in self.environment.items()), *self.command]),
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the launch script is told by variables: NPROC_PER_NODE, unless a cluster's job says how many nodes."""
+        if self.processes is None or "NNODES" in os.environ or "NPROC_PER_NODE" in os.environ:
+            return {}
+        return {"NPROC_PER_NODE": str(self.processes)}
+
+    @property
+    def command(self) -> list[str]:
+        """From the root of the checkout."""
+        return ["launch/torchrun.sh", *self.arguments]
 
 
 def plan_resume(
@@ -90,27 +114,25 @@ def plan_resume(
             + "\nleave them out, start a new run with init.from_run, or add --allow if that is meant"
         )
     arguments = ["--config-path", str(commit.path), "--config-name", Path(RECIPE).stem, *given]
-    return Resume(commit=commit, run=run, arguments=arguments, processes=processes)
+    told = [line for line in changes(saved, run, of_no_matter=()) if not line.startswith("resume: ")]
+    return Resume(commit=commit, run=run, arguments=arguments, processes=processes, changed=told)
 
 
 def start(resume: Resume) -> None:
     """Become the launch script. Does not return."""
-    script = ROOT / "launch" / "torchrun.sh"
-    environment = os.environ | {"PYTHON": sys.executable}
-    if resume.processes is not None and "NNODES" not in environment:
-        environment.setdefault("NPROC_PER_NODE", str(resume.processes))
-    print(
-        f"going on after step {resume.commit.step}: {shlex.join(['launch/torchrun.sh', *resume.arguments])}", flush=True
-    )
-    os.execve(script, [str(script), *resume.arguments], environment)
+    print("\n".join(resume.lines), flush=True)
+    script = str(ROOT / resume.command[0])
+    environment = os.environ | {"PYTHON": sys.executable} | resume.environment
+    os.execve(script, [script, *resume.arguments], environment)
 
 
-def changes(saved: RunConfig, asked: RunConfig) -> Iterator[str]:
-    """One line for each value that differs and decides what is learned or in which order data comes."""
+def changes(saved: RunConfig, asked: RunConfig, of_no_matter: tuple[str, ...] = FREE) -> Iterator[str]:
+    """One line for each value that differs, `of_no_matter` and places of sources left out: by default those that
+    decide neither what is learned nor in which order data comes."""
     before, after = flatten(dataclasses.asdict(saved)), flatten(dataclasses.asdict(asked))
     for key in sorted({*before, *after}):
         was, now = before.get(key, "absent"), after.get(key, "absent")
-        if was != now and not key.startswith(FREE) and not _is_source_path(key):
+        if was != now and not (of_no_matter and (key.startswith(of_no_matter) or _is_source_path(key))):
             yield f"{key}: {was} -> {now}"
 
 

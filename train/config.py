@@ -76,6 +76,8 @@ class CheckpointConfig:
     every_steps: int | None = None
     """None: only at the end of the stage."""
     keep: int = 2
+    commit_seconds: float = 600.0
+    """A checkpoint is written beside training; one that is not sealed in this time is given up by all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

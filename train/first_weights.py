@@ -21,11 +21,12 @@ from model.hf_read import PieceReader, fill_boxes
 from model.hf_weights import canonical_shape, hf_pieces
 from model.init import fill_random
 from parallel.groups import Groups
-from train.checkpoint import find_commit, load_weights
-from train.commits import Commit, write_text
+from train.chain import Chain, chain_after
+from train.checkpoint.commits import Commit
+from train.checkpoint.load import find_commit, load_weights, read_tensors
+from train.checkpoint.tensors import TensorReader
 from train.config import RunConfig
 from train.sources import Source, open_folder, parts_by_source
-from train.tensor_store import TensorReader
 
 REPORT = "first_weights.json"
 _LAYER = re.compile(r"\.(layers|blocks)\.\d+\.")
@@ -44,11 +45,12 @@ class Origin:
     differs: tuple[str, ...] = ()
 
 
-def first_weights(run: RunConfig, model: BuiltModel, groups: Groups, commit: Commit | None) -> None:
+def first_weights(run: RunConfig, model: BuiltModel, groups: Groups, commit: Commit | None) -> Chain:
     """Fill every parameter: from the commit to go on with, else as `init` says. Every rank of the world calls it.
 
     A new stage takes the previous one's weights in whatever layout suits it, and never its optimizer. Rank 0 prints
-    where they came from and writes `first_weights.json`; a run that goes on leaves that file as it is.
+    where they came from and writes `first_weights.json`; a run that goes on leaves that file as it is. Returns the
+    checkpoints that they go back to, the oldest first, for the run's own checkpoints.
 
     Raises:
         ValueError: a source does not fit the model; the same on every rank, whatever it holds.
@@ -56,15 +58,18 @@ def first_weights(run: RunConfig, model: BuiltModel, groups: Groups, commit: Com
     parameters = dict(model.module.named_parameters())
     if commit is not None:
         load_weights(commit, parameters, model.boxes)
+        chain: Chain = commit.state.get("chain", [])
     else:
         origins = open_origins(run)
         for origin in origins:
             _fill(run, model, parameters, origin)
+        chain = [link for origin in origins if origin.commit is not None for link in chain_after(origin.commit)]
         if groups.rank == 0:
             _tell(run, origins)
     for name, parameter in parameters.items():
         # No source has rows that only pad the vocabulary, and a nan in one would reach every gradient of the head.
         parameter.detach().view(-1)[math.prod(model.boxes[name].shape) :].zero_()
+    return chain
 
 
 def open_origins(run: RunConfig) -> list[Origin]:
@@ -77,7 +82,7 @@ def _open(run: RunConfig, source: Source, parts: tuple[str, ...]) -> Origin:
         return Origin(source=source, parts=parts)
     if source.kind == "from_run":
         commit = find_commit(source.where)
-        reader = TensorReader(commit.path)
+        reader = read_tensors(commit.path)
         left = tuple(name for name in reader.names() if _part(name) not in (*parts, "optimizer"))
         return Origin(source=source, parts=parts, commit=commit, reader=reader, dropped=left)
     found = open_folder(run, source, parts)
@@ -102,7 +107,7 @@ def _tell(run: RunConfig, origins: Sequence[Origin]) -> None:
         print(line, flush=True)
     path = Path(run.run_dir) / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(told, indent=1) + "\n")
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def report(model: ModelConfig, origins: Sequence[Origin]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked.
 
-A step that was left out is told once more in `skipped.jsonl`, with the reason and the samples of every row.
+A step that was left out is told once more in `skipped.jsonl`, with the reason and the samples of every row. What
+became of each checkpoint stands in `saves.jsonl`.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
+from train.checkpoint.save import Outcome
 from train.config import RunConfig
 from train.state import TrainState
 from train.step import StepReport
@@ -27,6 +29,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = _go_on(folder / "metrics.jsonl", from_step)
         self._skipped = _go_on(folder / "skipped.jsonl", from_step)
+        self._saves = _go_on(folder / "saves.jsonl", from_step)
         self._sources = [source.name for source in run.data.sources]
         self._every = run.log.every_steps
         self._stage = run.stage
@@ -88,6 +91,21 @@ class Metrics:
         if state.step % self._every == 0 or state.step == 1 or progress >= 1.0 or report.skipped:
             self._print(row, progress, now)
 
+    def record_save(self, outcome: Outcome) -> None:
+        """Write what became of a checkpoint."""
+        row = {
+            "step": outcome.step,
+            "checkpoint": outcome.path.name,
+            "fault": outcome.fault,
+            "save_bytes": outcome.nbytes,
+            "save_stall_seconds": outcome.stall_seconds,
+            "save_seconds": outcome.write_seconds,
+            "save_bytes_per_second": outcome.nbytes / max(outcome.write_seconds, 1e-9),
+        }
+        self._saves.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({key: value for key, value in row.items() if key.startswith("save_")})
+
     def _spreads(self, plan: StepPlan) -> dict[str, float]:
         """How unevenly the step's work lies on the replicas, over all and of the vision tower."""
         mine = [[plan.rows[number] for number in numbers] for numbers in assign_rows(plan.rows, self._dp_size)]
@@ -117,6 +135,7 @@ class Metrics:
     def close(self) -> None:
         self._file.close()
         self._skipped.close()
+        self._saves.close()
         if self._wandb is not None:
             self._wandb.finish()
 

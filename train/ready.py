@@ -8,7 +8,7 @@ from typing import Any
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan, check_same_plan
-from train.commits import attempts, open_commit
+from train.checkpoint.commits import attempts, open_commit
 from train.config import RunConfig
 from train.resolve import from_yaml
 from train.sources import Source, open_folder, part_sources, parts_by_source

@@ -1,9 +1,8 @@
 """One training stage from a typed run: build, start or go on, loop, save."""
 
-import json
+import math
+import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,10 +16,15 @@ from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
 from parallel.watch import Watch
 from parallel.world import peak_flops
+from train import quarantine
+from train.agreement import on_first_rank
 from train.balance import settled_parallel, split_line
 from train.batches import Batches, RowForm
-from train.checkpoint import find_commit, load_optimizer, save_commit
-from train.commits import Commit
+from train.checkpoint.commits import Commit
+from train.checkpoint.entries import writer_of
+from train.checkpoint.load import find_commit, load_optimizer
+from train.checkpoint.run import RunCheckpoints
+from train.checkpoint.save import Outcome
 from train.config import RunConfig
 from train.faults import sample_names
 from train.first_weights import first_weights
@@ -38,6 +42,7 @@ class Trainer:
 
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
         commit = _commit_to_resume(run)
+        on_first_rank("going on with the list of bad samples", lambda: quarantine.go_on_from(run.run_dir, commit), None)
         self.run = run
         self.groups = groups
         self.watch = watch
@@ -49,7 +54,7 @@ class Trainer:
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         self.model = build_model(run.model, parallel, groups, dtype, run.stage.trainable)
         # Weights come before the optimizer: its fp32 masters are made from them.
-        first_weights(run, self.model, groups, commit)
+        self.chain = first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
         self.state = TrainState()
         cursor = Cursor()
@@ -65,6 +70,20 @@ class Trainer:
             multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
         )
         self.batches = Batches(self.plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
+        self.metrics: Metrics | None = None
+        self.loss: float | None = None
+        self.checkpoints = RunCheckpoints(
+            run.run_dir,
+            dict(self.model.module.named_parameters()),
+            self.model.boxes,
+            self.optimizer,
+            writer=writer_of(groups),
+            frozen=[part for part in run.model.parts if part not in run.stage.trainable],
+            keep=run.checkpoint.keep,
+            commit_seconds=run.checkpoint.commit_seconds,
+            resumed=commit,
+            tell=self._saved,
+        )
         self.parts = StepParts(
             batches=self.batches,
             schedule=Schedule(self.model.module.chunks, groups, watch.board),
@@ -76,30 +95,32 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end of the stage; save on the way as the recipe says, and at the end."""
-        metrics = None
         if self.groups.rank == 0:
             peak = peak_flops(self.groups.device)
             everywhere = peak * self.groups.world_size if peak is not None else None
-            metrics = Metrics(self.run, everywhere, self.state.step, self.progress, self.groups.dp_size)
+            self.metrics = Metrics(self.run, everywhere, self.state.step, self.progress, self.groups.dp_size)
             if self._is_over():
                 print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:
             with self.watch.telling():  # before anything is closed, which may take as long as what failed
                 while not self._is_over():
-                    self._take_step(metrics)
+                    self._take_step()
+                self.checkpoints.finish()
         finally:
             self.batches.close()
-            if metrics is not None:
-                metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
-    def _take_step(self, metrics: Metrics | None) -> None:
+    def _take_step(self) -> None:
         cursor = self.batches.cursor
         self.watch.board.begin_step(self.state.step + 1, (cursor.window, cursor.row))
         report = train_step(self.parts, self.state)
+        self.loss = report.loss if math.isfinite(report.loss) else self.loss
         self.watch.board.tell("record")
         drift = self._drift()
-        if metrics is not None:
-            metrics.record(self.state, report, self.progress, drift)
+        if self.metrics is not None:
+            self.metrics.record(self.state, report, self.progress, drift)
+        self.checkpoints.poll()
         every = self.run.checkpoint.every_steps
         if self._is_over() or (every is not None and self.state.step % every == 0):
             self.save()
@@ -118,30 +139,41 @@ class Trainer:
             return None
         return largest_drift([parameter for _, parameter in self.optimizer.replicated()], self.groups)
 
-    def save(self) -> Path:
-        """Commit weights, optimizer, counters and data cursor together; copies that have parted become one first."""
+    def save(self) -> None:
+        """Commit weights, optimizer, counters and data cursor together; copies that have parted become one first.
+
+        The state is copied here and written while training goes on.
+        """
         self.watch.board.tell("save")
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
-        return save_commit(
-            self.run.run_dir,
+        self.checkpoints.save(
             self.state.step,
-            dict(self.model.module.named_parameters()),
-            self.model.boxes,
-            self.optimizer,
             {
                 "stage": self.run.stage.name,
+                "loss": self.loss,
                 "counters": self.state.to_dict(),
                 "cursor": self.batches.cursor.to_dict(),
                 "plan": self.plan.identity,
+                "chain": self.chain,
                 "seed": self.run.seed,
                 "world_size": self.groups.world_size,
             },
             to_yaml(self.run),
-            tp_rank=self.groups.tp_rank,
-            keep=self.run.checkpoint.keep,
+            quarantine.records(self.run.run_dir, self.groups.dp_rank) if self.groups.is_reader else (),
         )
+
+    def _saved(self, outcome: Outcome) -> None:
+        if outcome.fault is not None and self.groups.rank == 0:
+            print(
+                f"the checkpoint of step {outcome.step} was not finished and counts for nothing: {outcome.fault}; "
+                "training goes on, and the next one is tried when it is due",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self.metrics is not None:
+            self.metrics.record_save(outcome)
 
 
 def _commit_to_resume(run: RunConfig) -> Commit | None:
@@ -154,19 +186,8 @@ def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[SourceIndex],
     tokenizer, indexes, plan = open_data(run)
 
     def loader_from(cursor: Cursor) -> Loader:
+        bad = quarantine.keeper(run.run_dir, groups.dp_rank)
         readers = open_readers(run.data, tokenizer, indexes)
-        return Loader(run.data, plan, readers, groups.dp_rank, groups.dp_size, cursor, _quarantine(run, groups))
+        return Loader(run.data, plan, readers, groups.dp_rank, groups.dp_size, cursor, bad)
 
     return plan, indexes, loader_from
-
-
-def _quarantine(run: RunConfig, groups: Groups) -> Callable[[dict[str, Any]], None]:
-    """Append a sample that could not be decoded to this replica's list in the run folder."""
-    path = Path(run.run_dir) / f"quarantine_{groups.dp_rank}.jsonl"
-
-    def keep(record: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    return keep

@@ -1,24 +1,23 @@
 """Checkpoints made in one process, and made wrong inside while every digest holds, as a tool that edits them would."""
 
-import io
-import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from parallel.zero import Fragment
-from train import commits
-from train.checkpoint import save_commit
+from train.checkpoint import commits, disk
+from train.checkpoint.boxes import Chunk, inside
+from train.checkpoint.load import read_tensors
+from train.checkpoint.run import save_commit
+from train.checkpoint.tensors import read_header, write_boxes
 from train.config import RunConfig
 from train.resolve import to_yaml
-from train.tensor_store import TensorReader
 
 Change = Callable[[Tensor], None]
 """Changes a whole tensor in place."""
@@ -53,63 +52,48 @@ def save_trained(run: RunConfig, step: int, dtype: torch.dtype = torch.bfloat16)
             state = {"master": master, "exp_avg": first, "exp_avg_sq": first.square() + 1e-9}
             flat = {kind: tensor.view(-1) for kind, tensor in state.items()}
             held.append(Fragment(param_name=name, start=0, numel=master.numel(), tensors=flat))
-    return save_commit(run.run_dir, step, weights, boxes, _Held(step, held), COUNTERS, to_yaml(run), tp_rank=0, keep=99)
+    return save_commit(run.run_dir, step, weights, boxes, _Held(step, held), COUNTERS, to_yaml(run), keep=99)
 
 
 def reseal(path: Path) -> None:
     """Make every digest hold for what now lies in the folder."""
-    names = list(commits.listed_files(path))
-    commits.seal(path, {name: commits.digest(path / name) for name in names})
+    files = {
+        name: commits.FileEntry(digest=disk.digest(path / name), folder=path.name) if (path / name).exists() else entry
+        for name, entry in commits.listed_files(path).items()
+    }
+    (path / commits.FILES).unlink()
+    commits.seal(path, files)
 
 
 def change_values(path: Path, name: str, change: Change) -> None:
     """Change a stored tensor in the files that hold it, whatever layout wrote them."""
-    whole = TensorReader(path).read(name)
+    whole = read_tensors(path).read(name)
     change(whole)
-    stored = _metadata(path)
-    entry = stored.state_dict_metadata[name]
-    assert isinstance(entry, TensorStorageMetadata)
-    assert stored.storage_data is not None
-    places: dict[Any, Any] = {(index.fqn, index.offset): info for index, info in stored.storage_data.items()}
-    for chunk in entry.chunks:
-        part = whole
-        for dim, (start, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
-            part = part.narrow(dim, start, size)
-        written = io.BytesIO()
-        torch.save(part.clone(memory_format=torch.contiguous_format), written)
-        place = places[name, chunk.offsets]
-        assert len(written.getvalue()) == place.length, "a tensor of the same shape takes other bytes"
-        with (path / place.relative_path).open("r+b") as file:
-            file.seek(place.offset)
-            file.write(written.getvalue())
-    reseal(path)
+
+    def changed(chunk: Chunk) -> list[Chunk]:
+        if chunk.name != name:
+            return [chunk]
+        return [replace(chunk, data=whole[inside(chunk.offset, tuple(chunk.data.shape), (0,) * whole.dim())].clone())]
+
+    _edit(path, changed)
 
 
 def forget(path: Path, name: str) -> None:
-    """Leave a stored tensor out of the table of contents."""
-    stored = _metadata(path)
-    del stored.state_dict_metadata[name]
-    _write_metadata(path, stored)
+    """Leave a stored tensor out."""
+    _edit(path, lambda chunk: [] if chunk.name == name else [chunk])
 
 
 def store_under(path: Path, name: str, other: str) -> None:
-    """List a stored tensor under a second name."""
-    stored = _metadata(path)
-    assert stored.storage_data is not None
-    stored.state_dict_metadata[other] = stored.state_dict_metadata[name]
-    for index, info in list(stored.storage_data.items()):
-        if index.fqn == name:
-            stored.storage_data[MetadataIndex(other, index.offset, index.index)] = info
-    _write_metadata(path, stored)
+    """Store a tensor under a second name as well."""
+    _edit(path, lambda chunk: [chunk, replace(chunk, name=other)] if chunk.name == name else [chunk])
 
 
-def _metadata(path: Path) -> Metadata:
-    with (path / ".metadata").open("rb") as file:
-        stored = pickle.load(file)
-    assert isinstance(stored, Metadata)
-    return stored
-
-
-def _write_metadata(path: Path, stored: Metadata) -> None:
-    (path / ".metadata").write_bytes(pickle.dumps(stored))
+def _edit(path: Path, edit: Callable[[Chunk], list[Chunk]]) -> None:
+    for name, file in commits.open_commit(path).tensor_files.items():
+        boxes, data = read_header(file, name), load_file(file)
+        chunks = [Chunk(name=box.name, whole=box.whole, offset=box.offset, data=data[box.key]) for box in boxes]
+        edited = [made for chunk in chunks for made in edit(chunk)]
+        if len(edited) != len(chunks) or any(one is not other for one, other in zip(edited, chunks, strict=True)):
+            (path / name).unlink(missing_ok=True)  # not there where it is another checkpoint's
+            write_boxes(path / name, edited)
     reseal(path)

@@ -52,11 +52,11 @@ class Fault:
 
 def lurk(fault: Fault) -> None:
     """Break this process where it passes by."""
-    import train.checkpoint
     from data.loading.loader import Loader
     from data.loading.rows import RowReader
     from model.vlm import ModelChunk
     from parallel.zero import ZeroOptimizer
+    from train.checkpoint.save import Saver
 
     count = _Count(fault)
     if fault.where == "backward":
@@ -68,7 +68,7 @@ def lurk(fault: Fault) -> None:
         "forward": (ModelChunk, "forward"),
         "reduce": (ZeroOptimizer, "reduce_gradients"),
         "update": (ZeroOptimizer, "step"),
-        "save": (train.checkpoint, "write_tensors"),
+        "save": (Saver, "save"),
     }[fault.where]
 
     def make(call: Callable[..., Any]) -> Callable[..., Any]:

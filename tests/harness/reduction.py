@@ -28,8 +28,9 @@ from tests.harness.copies import (
     train,
 )
 from tests.harness.layouts import Stage
-from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
-from train.tensor_store import TensorReader
+from train.checkpoint.entries import writer_of
+from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
+from train.checkpoint.run import save_commit
 
 SAVED_AFTER = 2
 MERGER_BIAS = "merger.fc2.bias"
@@ -127,8 +128,8 @@ def plant(made: Stage) -> None:
 def save(made: Stage, folder: Path, step: int, recipe: str) -> Path:
     """A commit as the trainer makes it, of whatever is held now."""
     parameters, boxes = dict(made.built.module.named_parameters()), made.built.boxes
-    tp_rank = made.groups.tp_rank
-    return save_commit(folder, step, parameters, boxes, made.optimizer, {}, recipe, tp_rank=tp_rank, keep=9)
+    writer = writer_of(made.groups)
+    return save_commit(folder, step, parameters, boxes, made.optimizer, {}, recipe, writer=writer, keep=9)
 
 
 def load(made: Stage, folder: Path) -> None:
@@ -164,7 +165,7 @@ def _everything(made: Stage) -> list[Tensor]:
 
 
 def _unlike_file(made: Stage, path: Path) -> int:
-    reader, boxes = TensorReader(path), made.built.boxes
+    reader, boxes = read_tensors(path), made.built.boxes
     apart = 0
     for name, parameter in made.built.module.named_parameters():
         if name in boxes:
@@ -186,7 +187,7 @@ def _box_of(whole: Tensor, box: Box) -> Tensor:
 
 def files_apart(one: Path, other: Path) -> int:
     """Tensors of two runs' newest checkpoints with other bits, or in one of them alone."""
-    left, right = (TensorReader(find_commit(path).path) for path in (one, other))
+    left, right = (read_tensors(find_commit(path).path) for path in (one, other))
     shared = set(left.names()) & set(right.names())
     apart = len(set(left.names()) ^ set(right.names()))
     for name in shared:

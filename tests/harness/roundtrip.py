@@ -27,7 +27,9 @@ from tests.harness.layouts import Record, record_steps, start
 from tests.harness.parity import _transformers_inputs
 from tests.harness.rows import PATCH_DIM, pack, random_step, random_step_samples
 from train.batches import RowForm, announce
-from train.checkpoint import find_commit, load_weights, save_commit
+from train.checkpoint.entries import writer_of
+from train.checkpoint.load import find_commit, load_weights
+from train.checkpoint.run import save_commit
 from train.resolve import compose, to_yaml
 
 EMBEDDING = "language.embedding.word_embeddings.weight"
@@ -125,7 +127,7 @@ def import_and_save(
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         built = _built(parallel, groups, folder, model, precision)
         parameters = dict(built.module.named_parameters())
-        save_commit(run_dir, 1, parameters, built.boxes, None, {}, to_yaml(run), tp_rank=groups.tp_rank, keep=1)
+        save_commit(run_dir, 1, parameters, built.boxes, None, {}, to_yaml(run), writer=writer_of(groups), keep=1)
 
 
 def export_to(run_dir: str, folder: Path) -> Path:

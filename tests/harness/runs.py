@@ -26,10 +26,9 @@ from parallel.config import ParallelConfig
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, make_samples, train_tokenizer
 from tests.harness.faulty import Fault
 from tests.harness.layouts import MODEL, STAGES
-from train.checkpoint import find_commit
+from train.checkpoint.load import find_commit, read_tensors
 from train.config import CheckpointConfig, InitConfig, LogConfig, OptimizerConfig, RunConfig, StageConfig
 from train.resolve import to_yaml
-from train.tensor_store import TensorReader
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
@@ -241,7 +240,7 @@ class RunDifference:
 
 def compare_runs(one: Path, other: Path) -> RunDifference:
     """Compare last checkpoints and metrics. AssertionError if they do not hold the same names and steps."""
-    left, right = (TensorReader(find_commit(path).path) for path in (one, other))
+    left, right = (read_tensors(find_commit(path).path) for path in (one, other))
     assert left.names() == right.names()
     wrong = [name for name in left.names() if not _same_bits(left.read(name), right.read(name))]
     lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, other)]

@@ -21,12 +21,12 @@ from tests.data.conftest import clip_bytes, make_samples, train_tokenizer
 from tests.harness.layouts import MODEL, Stage, start
 from tests.harness.rows import random_step, sized_row
 from tests.harness.runs import STEPS, write_recipe
-from train.commits import Commit, attempts, open_commit
+from train.checkpoint.commits import Commit, attempts, open_commit
+from train.checkpoint.load import read_tensors
 from train.config import CheckpointConfig
 from train.resolve import from_yaml
 from train.state import TrainState
 from train.step import train_step
-from train.tensor_store import TensorReader
 from train.trainer import Trainer
 
 VOCABULARY = MODEL.language.vocab_size
@@ -127,7 +127,7 @@ def look_at_run(folder: Path) -> SkippedRun:
     """Of `train_on_text`."""
     commits = [open_commit(attempt.path) for attempt in attempts(folder / "run")][::-1]
     assert len(commits) == STEPS
-    first, last = TensorReader(commits[0].path), TensorReader(commits[-1].path)
+    first, last = read_tensors(commits[0].path), read_tensors(commits[-1].path)
     changed = sum(not torch.equal(first.read(name), last.read(name)) for name in first.names())
     changed += commits[-1].state["steps_taken"] - commits[0].state["steps_taken"]
     still = sum(not _moved(one, two) for one, two in pairwise(commits))

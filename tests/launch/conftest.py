@@ -20,7 +20,7 @@ from launch.questions import Prompt
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
-from train.checkpoint import save_commit
+from train.checkpoint.run import save_commit
 from train.config import RunConfig
 from train.resolve import compose, to_yaml
 
@@ -42,7 +42,7 @@ def save(run: RunConfig) -> RunConfig:
         name: Box(name=name, global_shape=tuple(value.shape), offset=(0,) * value.dim(), shape=tuple(value.shape))
         for name, value in weights.items()
     }
-    save_commit(run.run_dir, 3, weights, boxes, None, {"cursor": {}}, to_yaml(run), tp_rank=0, keep=2)
+    save_commit(run.run_dir, 3, weights, boxes, None, {"cursor": {}}, to_yaml(run), keep=2)
     return run
 
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.encoding.chat_template import CHAT_TEMPLATE
-from launch.checkpoints import import_hf, list_lines, show_lines, verify_lines
+from launch.checkpoints import import_hf, listed, shown, verified
 from launch.export import export, run_of
 from model.canonical import Box
 from model.hf_processor import copy_tokenizer
 from model.hf_weights import canonical_shape, hf_pieces, in_memory_name, to_hf
 from tests.harness.parity import IDS
 from tests.harness.roundtrip import write_tokenizer
-from train.checkpoint import find_commit, save_commit
+from train.checkpoint.load import find_commit, read_tensors
+from train.checkpoint.run import save_commit
 from train.config import RunConfig
 from train.resolve import compose, to_yaml
-from train.tensor_store import TensorReader
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def save(run: RunConfig, step: int) -> Path:
         name: Box(name=name, global_shape=tuple(value.shape), offset=(0,) * value.dim(), shape=tuple(value.shape))
         for name, value in weights.items()
     }
-    return save_commit(run.run_dir, step, weights, boxes, None, {"cursor": {}}, to_yaml(run), tp_rank=0, keep=5)
+    return save_commit(run.run_dir, step, weights, boxes, None, {"cursor": {}}, to_yaml(run), keep=5)
 
 
 def test_newest_usable_checkpoint_reaches_transformers(run: RunConfig, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_newest_usable_checkpoint_reaches_transformers(run: RunConfig, tmp_path:
         export(run.run_dir, tmp_path / "used")
 
     back = replace(run, run_dir=str(tmp_path / "imported"))
-    reader = TensorReader(import_hf(folder, back))
+    reader = read_tensors(import_hf(folder, back))
     assert set(reader.names()) == set(weights)
     assert all(torch.equal(reader.read(name), value) for name, value in weights.items())
     other = replace(run.model, language=replace(run.model.language, rope_theta=10_000.0))
@@ -219,15 +219,15 @@ def test_the_recipe_in_a_checkpoint_is_the_run(run: RunConfig, tmp_path: Path) -
 
 def test_lines_say_what_is_there(run: RunConfig, tmp_path: Path) -> None:
     mine = replace(run, run_dir=str(tmp_path))
-    assert verify_lines(tmp_path)[0] is False
+    assert not verified(tmp_path).good
     first, second = save(mine, 1), save(mine, 2)
-    assert verify_lines(tmp_path) == (
-        True,
-        [f"{path.name}  every digest holds, every tensor is in order" for path in (second, first)],
-    )
-    assert "language.decoder.final_layernorm.weight  [128]  bfloat16" in show_lines(first)
+    assert verified(tmp_path).lines == [
+        f"{path.name}  every digest holds, every tensor is in order" for path in (second, first)
+    ]
+    assert "language.decoder.final_layernorm.weight  [128]  bfloat16" in shown(first).lines
     (second / "COMMIT").unlink()
-    assert list_lines(tmp_path)[0] == f"{second.name}  never finished"
-    assert " MB  20" in list_lines(tmp_path)[1]
-    good, lines = verify_lines(tmp_path)
-    assert not good and "never finished" in lines[0] and "holds" in lines[1]
+    unfinished, sound = listed(tmp_path).data
+    assert (unfinished["name"], unfinished["verified"]) == (second.name, "never finished")
+    assert sound["gb"] == sound["written_gb"] > 1e-4 and sound["verified"].startswith("20")
+    report = verified(tmp_path)
+    assert not report.good and "never finished" in report.lines[0] and "holds" in report.lines[1]

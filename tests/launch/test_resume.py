@@ -1,5 +1,6 @@
 """What `triptych resume` starts, and which overrides it refuses."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from launch.checkout import ROOT
 from launch.cli import main
 from launch.resume import ResumeError, plan_resume
 from model.canonical import Box
-from train.checkpoint import save_commit
+from train.checkpoint.run import save_commit
 from train.config import RunConfig
 from train.resolve import RecipeError, compose, to_yaml
 
 # Tuning a recipe is not to break these tests: what they compare with is set here.
 PINNED = [
     "stage.steps=600",
+    "log.every_steps=10",
     "stage.learning_rates.vision=0.0015",
     "data.window=512",
     "data.rows_per_step=4",
@@ -37,7 +39,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save(run: RunConfig, step: int) -> Path:
     weight = {"w": torch.zeros(2)}
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
-    return save_commit(run.run_dir, step, weight, boxes, None, {"world_size": 2}, to_yaml(run), tp_rank=0, keep=9)
+    return save_commit(run.run_dir, step, weight, boxes, None, {"world_size": 2}, to_yaml(run), keep=9)
 
 
 def test_it_goes_on_from_the_newest_commit_on_as_many_processes(run_dir: Path) -> None:
@@ -127,11 +129,22 @@ def test_a_layout_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
         assert parallel == compose("quickstart_stage2", [f"parallel={layout}"]).parallel
 
 
-def test_print_shows_the_recipe_and_starts_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["resume", str(run_dir), "--print", "log.every_steps=3"])
-    assert left.value.code == 0
-    assert "every_steps: 3" in capsys.readouterr().out
+def test_print_shows_changes_and_command_and_starts_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def lines(*overrides: str) -> list[str]:
+        with pytest.raises(SystemExit) as left:
+            main(["resume", str(run_dir), "--print", *overrides])
+        assert left.value.code == 0
+        return capsys.readouterr().out.splitlines()
+
+    commit = plan_resume(run_dir).commit.path
+    first, *changes, command = lines("log.every_steps=3", "parallel=tp2")
+    assert first.startswith(f"going on after step 7, from {commit} of 20")
+    assert {"  log.every_steps: 10 -> 3", "  parallel.tensor: 1 -> 2"} <= set(changes)
+    assert not any("learning_rates" in line or "resume" in line for line in changes)
+    words = shlex.split(command)
+    assert words[:4] == ["NPROC_PER_NODE=2", "launch/torchrun.sh", "--config-path", str(commit)]
+    assert {"log.every_steps=3", "+parallel=tp2", "resume=true"} < set(words[6:])
+    assert lines()[1] == "  nothing changes against the saved recipe"
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

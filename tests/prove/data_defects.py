@@ -110,24 +110,24 @@ def crc_off() -> Mend:
 
 def commit_digest_off() -> Mend:
     """Files of a checkpoint are believed without their digests."""
-    import train.commits
+    import train.checkpoint.commits
 
-    return replace_name(train.commits, "problems", lambda _: lambda path, share=0, shares=1: [])
+    return replace_name(train.checkpoint.commits, "problems", lambda _: lambda path, share=0, shares=1: [])
 
 
 def early_seal() -> Mend:
     """COMMIT is written before the files it vouches for."""
-    import train.checkpoint
-    from train import commits
+    from train.checkpoint import commits
+    from train.checkpoint.save import Saver
 
     def make(write: Any) -> Any:
-        def planted(path: Any, entries: Any, group: Any) -> None:
-            commits.seal(path, {})
-            write(path, entries, group)
+        def planted(self: Any, save: Any) -> Any:
+            commits.seal(save.path, {})
+            return write(self, save)
 
         return planted
 
-    return replace_name(train.checkpoint, "write_tensors", make)
+    return replace_name(Saver, "_write_files", make)
 
 
 def padded_rows() -> Mend:

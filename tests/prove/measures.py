@@ -22,7 +22,8 @@ from tests.harness.rows import PATCH_DIM, pack, random_sample
 from tests.harness.runs import data_config
 from tests.prove.plants import PLANTS
 from train.batches import RowForm, announce
-from train.checkpoint import find_commit, load_weights, save_commit
+from train.checkpoint.load import find_commit, load_weights
+from train.checkpoint.run import save_commit
 
 
 def planted(plant: str, measure: Any, arguments: dict[str, Any]) -> Any:
@@ -185,4 +186,4 @@ def _save_until(made: layouts.Stage, run: Path, stop: int) -> bool:
 
 def _save(made: layouts.Stage, run: Path, step: int) -> Path:
     parameters = dict(made.built.module.named_parameters())
-    return save_commit(run, step, parameters, made.built.boxes, made.optimizer, {}, "", tp_rank=0, keep=9)
+    return save_commit(run, step, parameters, made.built.boxes, made.optimizer, {}, "", keep=9)

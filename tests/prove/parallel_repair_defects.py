@@ -32,7 +32,7 @@ def names_not_looked_at() -> Mend:
 
     def make(_: Any) -> Any:
         def planted(commit: Any) -> dict[str, tuple[int, ...]]:
-            reader = launch.repair.TensorReader(commit.path)
+            reader = launch.repair.read_tensors(commit.path)
             return {name: reader.shape(name) for name in reader.names()}
 
         return planted
@@ -45,14 +45,10 @@ def master_from_weight() -> Mend:
     import launch.repair
 
     def make(rewrite: Any) -> Any:
-        def planted(commit: Any, _: Any, note: Any) -> Any:
-            reader = launch.repair.TensorReader(commit.path)
-
-            def cast(name: str) -> Any:
-                weight = name.removeprefix("optimizer.master.")
-                return reader.read(weight).float() if weight != name else reader.read(name)
-
-            return rewrite(commit, cast, note)
+        def planted(commit: Any, mended: Any, note: Any) -> Any:
+            reader = launch.repair.read_tensors(commit.path)
+            casts = {f"optimizer.master.{name}": lambda name=name: reader.read(name).float() for name in mended}
+            return rewrite(commit, casts, note)
 
         return planted
 
@@ -77,7 +73,7 @@ def weight_cut_off() -> Mend:
 def repair_prunes() -> Mend:
     """Repair deletes what it has repaired."""
     import launch.repair
-    from train import commits
+    from train.checkpoint import commits
 
     def make(rewrite: Any) -> Any:
         def planted(commit: Any, tensors: Any, note: Any) -> Any:
@@ -112,26 +108,30 @@ def repaired_as_older() -> Mend:
 
 def repair_seals_early() -> Mend:
     """COMMIT is written before the tensors."""
-    from train import checkpoint, commits
+    from train.checkpoint import commits, run
 
     def make(write: Any) -> Any:
-        def planted(path: Any, like: Any, tensors: Any) -> None:
-            commits.seal(path, {})
-            write(path, like, tensors)
+        def planted(path: Any, *arguments: Any) -> Any:
+            commits.seal(path.parent, {})
+            return write(path, *arguments)
 
         return planted
 
-    return replace_name(checkpoint, "write_one_by_one", make)
+    return replace_name(run, "write_whole", make)
 
 
 def repair_holds_the_model() -> Mend:
-    """All tensors go into one file, and stay in memory until it is finished."""
-    import train.tensor_store
+    """All tensors of a file stay in memory until it is finished."""
+    from train.checkpoint import run
 
-    def make(writer: Any) -> Any:
-        return lambda path, single_file_per_rank=True, **options: writer(path, **options)
+    def make(write: Any) -> Any:
+        def planted(path: Any, like: Any, names: Any, make: Any) -> Any:
+            held = {name: make(name) for name in names}
+            return write(path, like, names, held.__getitem__)
 
-    return replace_name(train.tensor_store.dcp, "FileSystemWriter", make)
+        return planted
+
+    return replace_name(run, "write_whole", make)
 
 
 def unmendable_taken() -> Mend:

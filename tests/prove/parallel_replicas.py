@@ -16,7 +16,7 @@ from tests.harness.repairs import MENDED, REFUSED, killed_repairs, missaid, repa
 from tests.harness.runs import ROOT, STEPS, compare_runs, launch, resume, write_recipe
 from tests.prove.case import Case, Cell
 from tests.prove.context import LAYOUTS, Context
-from train.checkpoint import find_commit
+from train.checkpoint.load import find_commit
 
 SAMPLE = {"TP2": "stage2", "TP2+SP": "stage3", "TP2xPP2": "stage2", "DP2xTP2": "stage3"}
 """Training stage by layout: with every part trained, a tied embedding among them, and with a frozen tower."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.train.toy_layouts import differing, one, save
-from train import commits
 from train.agreement import CheckpointError
-from train.checkpoint import find_commit, load_optimizer, load_weights
+from train.checkpoint import commits
+from train.checkpoint.load import find_commit, load_optimizer, load_weights
 
 
 def damage(path: Path, how: str) -> None:
-    data = path / "__0_0.distcp"
+    data = path / "language.00000.safetensors"
     if how == "bit":
         raw = bytearray(data.read_bytes())
         raw[-9] ^= 64
@@ -25,24 +25,21 @@ def damage(path: Path, how: str) -> None:
         data.unlink()
     elif how == "unsealed":
         (path / "COMMIT").unlink()
-    elif how == "metadata":
-        (path / ".metadata").write_bytes((path / ".metadata").read_bytes() + b"\0")
     elif how == "state":
         (path / "state.json").write_text((path / "state.json").read_text().replace("12345", "12346"))
     elif how == "list":
         listed = json.loads((path / "files.json").read_text())
-        del listed["files"]["__0_0.distcp"]
+        del listed["files"]["language.00000.safetensors"]
         (path / "files.json").write_text(json.dumps(listed))
 
 
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("bit", "__0_0.distcp has crc32c"),
-        ("short", "__0_0.distcp has size"),
-        ("absent", "__0_0.distcp cannot be read"),
+        ("bit", "language.00000.safetensors has crc32c"),
+        ("short", "language.00000.safetensors has size"),
+        ("absent", "language.00000.safetensors cannot be read"),
         ("unsealed", "never finished"),
-        ("metadata", ".metadata has size"),
         ("state", "state.json has crc32c"),
         ("list", "SHA-256"),
     ],
@@ -87,8 +84,8 @@ def test_a_save_stopped_at_any_sync_leaves_the_old_or_the_whole_new(
         outcomes.append(commit.step)
         if calls < stop_at:
             break
-    # folder, data, metadata, state, recipe, list, folder, seal: the old one; only the sync after the seal has the new.
-    assert outcomes == [1] * 8 + [2, 2]
+    # folder, 4 files of tensors, 3 others, list, seal, folder: the old one; only the sync after the seal has the new.
+    assert outcomes == [1] * 11 + [2, 2]
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:

@@ -27,12 +27,11 @@ from tests.harness.part_folders import (
 )
 from tests.harness.runs import VOCABULARY, launch, make_data, model_config, resume, write_recipe
 from tests.prove.context import LAYOUTS, Worlds
-from train.checkpoint import find_commit
+from train.checkpoint.load import find_commit, read_tensors
 from train.config import InitConfig
 from train.first_weights import REPORT, collapse, lines
 from train.resolve import compose
 from train.sources import part_sources, parts_by_source
-from train.tensor_store import TensorReader
 
 UNTIED = replace(MODEL, language=replace(MODEL.language, tie_embeddings=False))
 
@@ -155,7 +154,7 @@ def test_a_run_from_parts_is_told_once_and_goes_on(tmp_path: Path) -> None:
     assert (file.stat().st_mtime_ns, file.read_text()) == (written, text)
 
     # What stage 1 froze is still the folder's; the next stage says where it comes from.
-    reader = TensorReader(find_commit(run).path)
+    reader = read_tensors(find_commit(run).path)
     frozen = open_hf(tmp_path / "qwen gone", model_config(), ["language"])
     assert all(torch.equal(reader.read(name), frozen.read(name)) for name in frozen.names())
     launch(recipe, tmp_path / "next", f"init.from_run={run}", "init.fresh=[merger]", "stop_after_steps=1")

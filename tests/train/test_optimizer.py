@@ -15,13 +15,14 @@ from tests.harness.compare import compare
 from tests.harness.layouts import MODEL, start, train_on_layout
 from tests.harness.updates import CHANGES, RATES, check_updates, one_step
 from tests.prove.context import LAYOUTS, Worlds
-from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
+from train.checkpoint.entries import writer_of
+from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
+from train.checkpoint.run import save_commit
 from train.optimizer import is_vector, state_bytes
 from train.rates import layers_below_last
 from train.resolve import compose
 from train.state import TrainState
 from train.step import train_step
-from train.tensor_store import TensorReader
 
 UNTIED = replace(MODEL, language=replace(MODEL.language, tie_embeddings=False))
 
@@ -128,11 +129,15 @@ def regroup(folder: Path, parallel: ParallelConfig) -> None:
                 load_weights(commit, parameters, boxes)
                 load_optimizer(commit, boxes, made.optimizer)
                 assert made.optimizer.steps_taken == 2
-                save_commit(folder / name, 2, parameters, boxes, made.optimizer, {}, "", tp_rank=groups.tp_rank, keep=9)
+                save_commit(
+                    folder / name, 2, parameters, boxes, made.optimizer, {}, "", writer=writer_of(groups), keep=9
+                )
             for _ in range(2):
                 train_step(made.parts, state)
             step = 2 if name == "plain" else 4
-            save_commit(folder / name, step, parameters, boxes, made.optimizer, {}, "", tp_rank=groups.tp_rank, keep=9)
+            save_commit(
+                folder / name, step, parameters, boxes, made.optimizer, {}, "", writer=writer_of(groups), keep=9
+            )
             made.optimizer.close()
 
 
@@ -143,7 +148,7 @@ def test_a_run_goes_on_with_other_groups(layout: str, worlds: Worlds, tmp_path: 
         find_commit(tmp_path / "plain"),
         sorted((tmp_path / "grouped" / "checkpoints").iterdir())[::-1],
     )
-    before, same, after = TensorReader(plain.path), TensorReader(moved), TensorReader(last)
+    before, same, after = read_tensors(plain.path), read_tensors(moved), read_tensors(last)
     assert before.names() == same.names() == after.names()
     for name in before.names():
         assert torch.equal(before.read(name), same.read(name)), name

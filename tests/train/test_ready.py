@@ -11,7 +11,7 @@ from model.canonical import Box
 from parallel.config import ParallelConfig
 from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
 from tests.harness.runs import make_data, write_recipe
-from train.checkpoint import save_commit
+from train.checkpoint.run import save_commit
 from train.config import InitConfig, RunConfig
 from train.ready import file_faults, open_data
 from train.resolve import compose, to_yaml
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def save(run_dir: Path, plan: object, recipe: str = "") -> None:
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
-    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, recipe, tp_rank=0, keep=1)
+    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, recipe, keep=1)
 
 
 def test_a_run_that_has_all_it_needs_is_not_refused(run: RunConfig) -> None:

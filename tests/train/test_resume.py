@@ -8,7 +8,7 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.harness.runs import STEPS, compare_runs, launch, make_data, resume, write_recipe
-from train.commits import attempts
+from train.checkpoint.commits import attempts
 
 
 @pytest.mark.timeout(300)
@@ -29,4 +29,7 @@ def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(tmp_path: Path) -> N
     lines = [json.loads(line) for line in (lost / "metrics.jsonl").read_text().splitlines()]
     assert len({line["rows"] for line in lines}) == STEPS  # no step trains on another's samples
     rates = [line["rates"]["language"] for line in lines]
+    saves = [json.loads(line) for line in (straight / "saves.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["fault"]) for line in saves] == [(3, None), (STEPS, None)]
+    assert all(line["save_bytes"] > 1e6 and line["save_stall_seconds"] > 0 < line["save_seconds"] for line in saves)
     assert rates.index(max(rates)) < 2 and rates[-1] == pytest.approx(1e-4)  # down to a tenth of the peak

@@ -18,12 +18,13 @@ from tests.harness.layouts import MODEL, STAGES, GivenBatches, _fill
 from tests.harness.rows import PATCH_DIM, random_step
 from tests.prove.context import Worlds
 from train.batches import RowForm
-from train.checkpoint import find_commit, load_optimizer, load_weights, save_commit
+from train.checkpoint.entries import writer_of
+from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
+from train.checkpoint.run import save_commit
 from train.config import OptimizerConfig, StageConfig
 from train.optimizer import build_optimizer
 from train.state import TrainState
 from train.step import StepParts, train_step
-from train.tensor_store import TensorReader
 
 LAYOUTS = {
     "dp2": ParallelConfig(),
@@ -47,7 +48,7 @@ class Run:
     def save(self, folder: Path, step: int) -> Path:
         parameters = dict(self.built.module.named_parameters())
         return save_commit(
-            folder, step, parameters, self.built.boxes, self.optimizer, {}, "", tp_rank=self.groups.tp_rank, keep=9
+            folder, step, parameters, self.built.boxes, self.optimizer, {}, "", writer=writer_of(self.groups), keep=9
         )
 
     def load(self, where: Path) -> None:
@@ -121,7 +122,7 @@ def move(layout: str, stage: str, precision: str, folder: Path) -> None:
 
 
 def same_tensors(one: Path, other: Path) -> None:
-    left, right = (TensorReader(find_commit(path).path) for path in (one, other))
+    left, right = (read_tensors(find_commit(path).path) for path in (one, other))
     assert left.names() == right.names()
     for name in left.names():
         assert left.dtype(name) == right.dtype(name)
@@ -142,7 +143,7 @@ def test_resume_is_bit_for_bit_and_another_layout_reads_it(
 ) -> None:
     worlds.run(2, stop_and_go_on, layout=layout, stage=stage, precision=precision, folder=tmp_path)
     same_tensors(tmp_path / "resumed", tmp_path / "straight")
-    before, after = (TensorReader(find_commit(tmp_path / name).path) for name in ("stopped", "straight"))
+    before, after = (read_tensors(find_commit(tmp_path / name).path) for name in ("stopped", "straight"))
     trained = [name for name in after.names() if name.startswith("optimizer.master.")]
     assert trained and all(not torch.equal(before.read(name), after.read(name)) for name in trained)
     weights = {name: after.shape(name) for name in after.names() if not name.startswith("optimizer.")}

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.checkpoint import save_commit
+from train.checkpoint.entries import Writer
+from train.checkpoint.run import save_commit
 
 VOCAB, HIDDEN, LAYERS = 7, 3, 2
 PADDING = -77.0
@@ -176,8 +177,9 @@ STATE = {"tokens": 12_345_678_901, "cursor": {"window": 3, "row": 5}, "fingerpri
 
 
 def save(toy: ToyRank, run: Path, step: int, keep: int = 99, group: dist.ProcessGroup | None = None) -> Path:
+    writer = Writer(tp_rank=toy.tp_rank, dp_rank=toy.dp_rank, dp_size=toy.layout.dp)
     return save_commit(
-        run, step, toy.parameters, toy.boxes, toy, STATE, "seed: 1\n", tp_rank=toy.tp_rank, keep=keep, group=group
+        run, step, toy.parameters, toy.boxes, toy, STATE, "seed: 1\n", writer=writer, keep=keep, group=group
     )  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Any set of boxes of a whole tensor as one entry of `torch.distributed.checkpoint`.
+"""What a rank holds of a whole tensor, as boxes.
 
 A checkpoint knows tensors of the whole model. What a rank holds of one is a tensor-parallel slice (one box), or, of the
 optimizer's state, the run of elements that ZeRO-1 gave it, which is a few boxes:
@@ -12,14 +12,9 @@ Nothing is gathered: every rank writes its boxes, and reads whatever overlaps th
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 Shape = tuple[int, ...]
 
@@ -64,16 +59,20 @@ def _within(entry: int, shape: Shape, start: int, stop: int) -> list[tuple[Shape
 class Chunk:
     """One box of a whole tensor, and the memory that holds it."""
 
+    name: str
+    whole: Shape
+    """Shape of the whole tensor."""
     offset: Shape
     data: Tensor
 
 
-def fragment_chunks(offset: Shape, shape: Shape, start: int, data: Tensor) -> list[Chunk]:
+def run_chunks(name: str, whole: Shape, offset: Shape, shape: Shape, start: int, data: Tensor) -> list[Chunk]:
     """A run of elements of a local box as chunks of the whole tensor; the chunks share `data`'s memory.
 
     Args:
-        offset, shape: the local box within the whole tensor.
-        start: the place of data[0] in the flattened local parameter.
+        whole: shape of the whole tensor.
+        offset, shape: the local box within it.
+        start: the place of data[0] in the flattened local box.
         data: (n,) 1-D. Elements past the box's own (rows that pad the vocabulary lie last) belong to no chunk.
     """
     stop = min(start + data.numel(), math.prod(shape))
@@ -82,52 +81,20 @@ def fragment_chunks(offset: Shape, shape: Shape, start: int, data: Tensor) -> li
     for sub_offset, sub_shape in split_range(shape, min(start, stop), stop):
         count = math.prod(sub_shape)
         place = tuple(outer + inner for outer, inner in zip(offset, sub_offset, strict=True))
-        chunks.append(Chunk(offset=place, data=data[at : at + count].view(sub_shape)))
+        chunks.append(Chunk(name=name, whole=whole, offset=place, data=data[at : at + count].view(sub_shape)))
         at += count
     return chunks
 
 
-class BoxTensor(Tensor):
-    """A tensor of the whole shape that holds only some boxes, in the form DCP asks (`_Checkpointable`).
-
-    It takes no part in computing. An instance with no chunks is allowed: that rank neither writes nor reads.
-    """
-
-    chunks: list[Chunk]
-
-    @staticmethod
-    def __new__(cls, global_shape: Shape, chunks: Sequence[Chunk], dtype: torch.dtype) -> "BoxTensor":
-        # DCP replaces whatever sits on the meta device, so this says cpu although it has no memory of its own.
-        tensor = torch.Tensor._make_wrapper_subclass(cls, global_shape, dtype=dtype, device=torch.device("cpu"))
-        tensor.chunks = [chunk for chunk in chunks if chunk.data.numel()]
-        return tensor
-
-    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
-        properties = TensorProperties(dtype=self.dtype)
-        return [
-            WriteItem(
-                index=MetadataIndex(name, torch.Size(chunk.offset)),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk=_place(chunk), properties=properties, size=self.size()),
-            )
-            for chunk in self.chunks
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [_place(chunk) for chunk in self.chunks]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        for chunk in self.chunks:
-            if torch.Size(chunk.offset) == index.offset:
-                return chunk.data
-        raise AssertionError(f"{index.fqn}: no box at {index.offset} on this rank")
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        raise NotImplementedError(f"{func}: a BoxTensor only tells the checkpoint where boxes lie")
+def overlap(offset: Shape, shape: Shape, other_offset: Shape, other_shape: Shape) -> tuple[Shape, Shape] | None:
+    """(offset, shape) of what two boxes share, None if that is nothing."""
+    start = tuple(map(max, offset, other_offset))
+    stop = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, shape, other_offset, other_shape, strict=True))
+    if any(last <= first for first, last in zip(start, stop, strict=True)):
+        return None
+    return start, tuple(last - first for first, last in zip(start, stop, strict=True))
 
 
-def _place(chunk: Chunk) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size(chunk.offset), sizes=chunk.data.size())
+def inside(offset: Shape, shape: Shape, box_offset: Shape) -> tuple[slice, ...]:
+    """The box at `offset` as slices of a tensor that begins at `box_offset`."""
+    return tuple(slice(a - b, a - b + n) for a, n, b in zip(offset, shape, box_offset, strict=True))

@@ -1,0 +1,180 @@
+"""`triptych checkpoint diff|prune|average`: checkpoints against each other."""
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launch.reports import Report, table
+from train.checkpoint import commits, disk
+from train.checkpoint.commits import Attempt, Commit, FileEntry, attempts, open_commit
+from train.checkpoint.entries import MODEL_PARTS, part_of, state_name
+from train.checkpoint.load import find_commit, read_tensors
+from train.checkpoint.tensors import TensorReader, write_whole
+
+_BLOCK = 1 << 24
+"""Elements that are compared at a time."""
+
+
+def compared(one: str | Path, other: str | Path) -> Report:
+    """Differences of two checkpoints, tensor by tensor; the report is good if there are none.
+
+    Args:
+        one, other: runs, whose newest usable checkpoints are taken, or checkpoint folders.
+
+    Raises ValueError if there is none.
+    """
+    left, right = (read_tensors(find_commit(where).path) for where in (one, other))
+    both = set(left.names()) & set(right.names())
+    rows: list[dict[str, Any]] = []
+    for name in sorted({*left.names(), *right.names()}):
+        if name not in both:
+            rows.append({"tensor": name, "said": f"missing in {one if name in right.names() else other}"})
+        elif left.shape(name) != right.shape(name):
+            rows.append({"tensor": name, "said": f"shape {left.shape(name)}, {right.shape(name)}"})
+        elif found := _difference(left.read(name), right.read(name)):
+            rows.append({"tensor": name, **found})
+    lines = table([["tensor", "elements that differ", "largest", "relative"], *map(_cells, rows)]) if rows else []
+    return Report(lines=lines or ["every tensor is the same"], data=rows, good=not rows)
+
+
+def _difference(one: Tensor, other: Tensor) -> dict[str, Any] | None:
+    """Counts of elements with other values, the largest difference, and its norm over that of `one`."""
+    count, largest, square, norm = 0, 0.0, 0.0, 0.0
+    for left, right in zip(one.view(-1).split(_BLOCK), other.view(-1).split(_BLOCK), strict=True):
+        wide, gap = left.double(), left.double() - right.double()
+        both_nan = left.isnan() & right.isnan()
+        count += int(((left != right) & ~both_nan).sum())
+        gap = gap.nan_to_num(math.inf)[~both_nan]
+        largest = max(largest, float(gap.abs().max()) if gap.numel() else 0.0)
+        square, norm = square + float(gap.square().sum()), norm + float(wide.nan_to_num().square().sum())
+    if not count and one.dtype == other.dtype:
+        return None
+    relative = math.sqrt(square / norm) if norm else math.inf
+    finite = {"largest": largest, "relative": relative}
+    return {"differ": count, "of": one.numel()} | {k: v if math.isfinite(v) else None for k, v in finite.items()}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "said" in row:
+        return [row["tensor"], row["said"], "", ""]
+    numbers = ["not finite" if row[key] is None else f"{row[key]:.3g}" for key in ("largest", "relative")]
+    return [row["tensor"], f"{row['differ']} of {row['of']}", *numbers]
+
+
+def pruned(
+    run_dir: Path,
+    *,
+    last: int | None,
+    every: int | None,
+    best: tuple[str, int] | None,
+    names: Sequence[str],
+    dry_run: bool,
+) -> Report:
+    """Delete the finished checkpoints of a run that no policy keeps; what was, or would be, deleted and kept.
+
+    Args:
+        last: keep so many of the newest.
+        every: keep those of steps that it divides.
+        best: (value in state.json, how many): keep those with the lowest.
+        names: keep these folders.
+        dry_run: delete nothing.
+
+    The newest one always stays, and so does what a kept one refers to. Raises ValueError for a policy that says
+    nothing, or a name or value that no checkpoint has.
+    """
+    if last is None and every is None and best is None and not names:
+        raise ValueError("nothing says what to keep; give --last N, --every STEPS, --best loss or --keep NAME")
+    sealed = [attempt for attempt in attempts(run_dir) if attempt.sealed]
+    if unknown := set(names) - {attempt.path.name for attempt in sealed}:
+        raise ValueError(f"{run_dir} has no finished checkpoint {', '.join(sorted(unknown))}")
+    kept = {attempt.path for attempt in sealed[: max(1, last or 0)]}
+    kept |= {attempt.path for attempt in sealed if attempt.path.name in names}
+    kept |= {attempt.path for attempt in sealed if every is not None and attempt.step % every == 0}
+    kept |= set(_best(sealed, *best)) if best is not None else set()
+    gone = [attempt.path for attempt in sealed if attempt.path not in kept]
+    if not dry_run:
+        commits.delete(run_dir, gone)
+    word = "would go" if dry_run else "deleted"
+    lines = [f"{attempt.path.name}  {'kept' if attempt.path in kept else word}" for attempt in sealed]
+    data = {"kept": sorted(path.name for path in kept), "deleted": [path.name for path in gone], "dry_run": dry_run}
+    return Report(lines=lines or [f"{run_dir} has no finished checkpoint"], data=data)
+
+
+def _best(sealed: Sequence[Attempt], key: str, count: int) -> Iterator[Path]:
+    values = {attempt.path: open_commit(attempt.path).state.get(key) for attempt in sealed}
+    numbers = {path: value for path, value in values.items() if isinstance(value, int | float)}
+    if not numbers:
+        raise ValueError(f"no checkpoint says its {key!r}; `triptych checkpoint show` has what they say")
+    yield from sorted(numbers, key=numbers.__getitem__)[:count]
+
+
+def averaged(run_dir: Path, where: Sequence[str | Path]) -> Report:
+    """Write a checkpoint of weights alone, the mean of those of several, as step 0 of a run that has none yet.
+
+    Means are taken in fp64 over what the optimizer has in fp32, where it has it, and rounded once. `init.from_run` and
+    export take the result.
+
+    Args:
+        run_dir: gets the checkpoint.
+        where: runs or checkpoint folders of one model.
+
+    Raises ValueError if tensors do not agree, or the run has a checkpoint already.
+    """
+    if len(where) < 2:
+        raise ValueError("a mean takes two checkpoints or more")
+    if any(attempt.sealed for attempt in attempts(run_dir)):
+        raise ValueError(f"{run_dir} already holds a checkpoint; name a folder of its own")
+    sources = [find_commit(each) for each in where]
+    readers = [read_tensors(commit.path) for commit in sources]
+    first = readers[0]
+    names = [name for name in first.names() if part_of(name) in MODEL_PARTS]
+    for reader, commit in zip(readers, sources, strict=True):
+        if [name for name in reader.names() if part_of(name) in MODEL_PARTS] != names:
+            raise ValueError(f"{commit.path} holds other tensors than {sources[0].path}")
+        reader.check({name: first.shape(name) for name in names})
+    path = _write_mean(run_dir, names, readers, sources)
+    said = f"wrote {path}, the mean of {len(sources)} checkpoints"
+    return Report(lines=[said], data={"path": str(path), "of": [str(commit.path) for commit in sources]})
+
+
+def _write_mean(run_dir: Path, names: list[str], readers: Sequence[TensorReader], sources: Sequence[Commit]) -> Path:
+    path = commits.attempt_path(run_dir, 0, secrets.token_hex(4))
+    disk.make_folder(path)
+    files = {}
+    for part in dict.fromkeys(map(part_of, names)):
+        mine = [name for name in names if part_of(name) == part]
+        digest = write_whole(
+            path / f"{part}.00000{commits.TENSORS}", readers[0], mine, lambda name: _mean(readers, name)
+        )
+        files[f"{part}.00000{commits.TENSORS}"] = FileEntry(digest=digest, folder=path.name)
+    told = {
+        "step": 0,
+        "stage": "average",
+        "steps_taken": None,
+        "of": [{"path": str(commit.path), "files": _identity(commit)} for commit in sources],
+        "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    for name, text in ((commits.STATE, json.dumps(told, indent=1)), (commits.RECIPE, sources[0].recipe)):
+        files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
+    commits.seal(path, files)
+    return path
+
+
+def _mean(readers: Sequence[TensorReader], name: str) -> Tensor:
+    total = torch.zeros(readers[0].shape(name), dtype=torch.float64)
+    for reader in readers:
+        master = state_name("master", name)
+        total += reader.read(master if reader.holds(master) else name)
+    return (total / len(readers)).to(readers[0].dtype(name))
+
+
+def _identity(commit: Commit) -> str:
+    """The checkpoint's own name for all of its bytes."""
+    return (commit.path / commits.COMMIT).read_text(encoding="ascii").strip()

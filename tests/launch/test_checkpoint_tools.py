@@ -1,0 +1,137 @@
+"""`triptych checkpoint list|diff|prune|average`, and what each says with --json."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.checkpoint_tools import averaged
+from tests.harness.damaged import change_values, save_trained
+from tests.launch.commands import end
+from tests.train.toy_layouts import one
+from train.checkpoint import commits
+from train.checkpoint.entries import ALONE
+from train.checkpoint.load import find_commit, read_tensors
+from train.checkpoint.run import RunCheckpoints
+from train.config import RunConfig
+from train.resolve import compose
+
+WEIGHT = "merger.linear_fc1.weight"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    made = compose("quickstart_stage2")
+    return replace(made, run_dir=str(tmp_path / "run"))
+
+
+def data_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
+    status = end("checkpoint", *words, "--json")
+    return status, json.loads(capsys.readouterr().out)
+
+
+def toy_run(folder: Path, losses: dict[int, float]) -> dict[int, Path]:
+    """A run with a frozen part and a checkpoint for each step."""
+    toy = one().fill()
+    made = RunCheckpoints(
+        folder, toy.parameters, toy.boxes, toy, writer=ALONE, frozen=("vision",), keep=99, commit_seconds=30.0
+    )  # type: ignore[arg-type]
+    paths = {}
+    for step, loss in losses.items():
+        made.save(step, {"stage": "stage1", "loss": loss, "counters": {"tokens": 10 * step}}, "seed: 1\n")
+        paths[step] = made.finish().path
+    return paths
+
+
+def test_a_list_says_what_each_is_without_reading_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = toy_run(tmp_path, {5: 2.5, 9: 1.25})
+    for path in paths.values():
+        for file in path.glob("*.safetensors"):
+            file.write_bytes(b"")  # no list looks into them
+    status, rows = data_of(capsys, "list", str(tmp_path))
+    assert status == 0 and [row["name"] for row in rows] == [paths[9].name, paths[5].name]
+    assert [(row["step"], row["stage"], row["tokens"], row["loss"]) for row in rows] == [
+        (9, "stage1", 90, 1.25),
+        (5, "stage1", 50, 2.5),
+    ]
+    assert rows[0]["written_gb"] < rows[0]["gb"] == pytest.approx(rows[1]["written_gb"], rel=0.05)
+    assert all(row["verified"] == "not since" for row in rows)
+    (paths[9] / "files.json").write_text("{}")
+    assert end("checkpoint", "list", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["checkpoint", "step", "stage"] and "damaged: files.json does not have" in lines[1]
+
+
+def test_a_difference_is_told_tensor_by_tensor(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (
+        save_trained(run, 1, torch.float32),
+        save_trained(replace(run, run_dir=run.run_dir + "2"), 1, torch.float32),
+    )
+    assert data_of(capsys, "diff", str(first), str(second)) == (0, [])
+    name = next(name for name in read_tensors(first).names() if name.startswith("merger.") and name.endswith("weight"))
+    change_values(second, name, lambda tensor: tensor.view(-1)[:3].add_(2.0))
+    whole = read_tensors(first).read(name)
+    status, (row,) = data_of(capsys, "diff", str(first), str(second))
+    assert status == 1 and (row["tensor"], row["differ"], row["of"]) == (name, 3, whole.numel())
+    assert row["largest"] == pytest.approx(2.0, rel=1e-5)
+    assert row["relative"] == pytest.approx(math.sqrt(12) / float(whole.norm()), rel=1e-5)
+    change_values(second, name, lambda tensor: tensor.view(-1)[:1].fill_(math.nan))
+    assert end("checkpoint", "diff", str(first), str(second)) == 1
+    assert "not finite" in capsys.readouterr().out
+
+
+POLICIES: dict[str, tuple[list[str], set[int]]] = {
+    "last": (["--last", "2"], {40, 50}),
+    "every": (["--every", "20"], {20, 40, 50}),
+    "best": (["--best", "loss"], {30, 50}),
+    "best two": (["--best", "loss:2"], {30, 10, 50}),
+    "all": (["--last", "1", "--every", "40", "--best", "loss"], {30, 40, 50}),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_policy_keeps_stays_whole(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = toy_run(tmp_path, {10: 1.5, 20: 2.0, 30: 1.0, 40: 3.0, 50: 2.5})
+    words, steps = POLICIES[policy]
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    status, told = data_of(capsys, "prune", str(tmp_path), *words, "--dry-run")
+    assert status == 0 and sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    assert end("checkpoint", "prune", str(tmp_path), *words) == 0
+    left = commits.attempts(tmp_path)
+    assert {attempt.step for attempt in left} == steps and {attempt.path.name for attempt in left} == set(told["kept"])
+    assert not any(commits.problems(attempt.path) for attempt in left), "what they refer to is still there"
+    assert (paths[10] / "vision.00000.safetensors").exists() and not (paths[20] / "x").exists()
+    capsys.readouterr()
+
+
+def test_pruning_refuses_what_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = toy_run(tmp_path, {10: 1.5, 20: 2.0})
+    for words, told in (
+        ([], "nothing says what to keep"),
+        (["--best", "accuracy"], "no checkpoint says its 'accuracy'"),
+        (["--keep", "step_00000099.00000000"], "has no finished checkpoint step_00000099.00000000"),
+    ):
+        assert end("checkpoint", "prune", str(tmp_path), *words) == 2
+        assert told in capsys.readouterr().err
+    assert end("checkpoint", "prune", str(tmp_path), "--keep", paths[10].name) == 0
+    assert {attempt.step for attempt in commits.attempts(tmp_path)} == {10, 20}, "the newest always stays"
+
+
+def test_a_mean_is_taken_of_masters_and_can_be_gone_on_from(run: RunConfig, tmp_path: Path) -> None:
+    paths = [save_trained(replace(run, run_dir=f"{run.run_dir}{step}"), step) for step in (1, 2, 3)]
+    report = averaged(tmp_path / "mean", paths)
+    commit = find_commit(tmp_path / "mean")
+    assert report.data["path"] == str(commit.path) and commit.step == 0 and len(commit.state["of"]) == 3
+    reader, readers = read_tensors(commit.path), [read_tensors(path) for path in paths]
+    assert not any(name.startswith("optimizer.") for name in reader.names())
+    for name in reader.names():
+        masters = [each.read(f"optimizer.master.{name}").double() for each in readers]
+        assert torch.equal(reader.read(name), (sum(masters) / 3).to(torch.bfloat16))  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="already holds a checkpoint"):
+        averaged(tmp_path / "mean", paths)
+    with pytest.raises(ValueError, match="two checkpoints or more"):
+        averaged(tmp_path / "other", paths[:1])

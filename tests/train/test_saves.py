@@ -1,0 +1,229 @@
+"""Saves beside training: what is copied, what is referred to, and what becomes of those that fail."""
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.train.toy_layouts import Layout, ToyRank, differing, one, truth
+from train.agreement import CheckpointError
+from train.checkpoint import commits, disk, entries
+from train.checkpoint.entries import Writer
+from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
+from train.checkpoint.run import RunCheckpoints
+from train.checkpoint.save import Outcome
+
+VISION = "vision.patch_embed.weight"
+
+
+def checkpoints(toy: ToyRank, run: Path, **options: object) -> tuple[RunCheckpoints, list[Outcome]]:
+    told: list[Outcome] = []
+    writer = Writer(tp_rank=toy.tp_rank, dp_rank=toy.dp_rank, dp_size=toy.layout.dp)
+    settings = {"frozen": toy.frozen, "keep": 99, "commit_seconds": 30.0} | options
+    made = RunCheckpoints(run, toy.parameters, toy.boxes, toy, writer=writer, tell=told.append, **settings)  # type: ignore[arg-type]
+    return made, told
+
+
+def is_whole(run: Path) -> bool:
+    commit = find_commit(run, tell=lambda _: None)
+    toy = one()
+    load_weights(commit, toy.parameters, toy.boxes)  # type: ignore[arg-type]
+    load_optimizer(commit, toy.boxes, toy)  # type: ignore[arg-type]
+    return not differing(toy)
+
+
+def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = one().fill()
+    made, _ = checkpoints(toy, tmp_path)
+    go_on = threading.Event()
+    make_folder = disk.make_folder
+    monkeypatch.setattr(disk, "make_folder", lambda path: (go_on.wait(10), make_folder(path)))
+    made.save(1, {}, "")
+    for tensor in [*toy.parameters.values(), *(t for share in toy.held for t in share.tensors.values())]:
+        tensor.fill_(3.0)
+    go_on.set()
+    made.finish()
+    assert is_whole(tmp_path)
+
+
+def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, told = checkpoints(one().fill(), tmp_path)
+    make_folder = disk.make_folder
+    monkeypatch.setattr(disk, "make_folder", lambda path: (time.sleep(0.5), make_folder(path)))
+    started = time.monotonic()
+    made.save(1, {}, "")
+    made.poll()
+    assert time.monotonic() - started < 0.4 and not told
+    made.save(2, {}, "")  # this one waits for the first
+    assert time.monotonic() - started > 0.5 and [outcome.step for outcome in told] == [1]
+    made.finish()
+    assert told[0].stall_seconds < 0.4 < told[1].stall_seconds and told[1].fault is None
+    assert told[0].nbytes == sum(p.stat().st_size for p in told[0].path.glob("*.safetensors")) - headers(told[0].path)
+
+
+def headers(path: Path) -> int:
+    return sum(8 + int.from_bytes(file.read_bytes()[:8], "little") for file in path.glob("*.safetensors"))
+
+
+def test_frozen_parts_are_written_once_and_kept_while_they_are_referred_to(tmp_path: Path) -> None:
+    toy = one().fill()
+    made, _ = checkpoints(toy, tmp_path, keep=2)
+    paths = {}
+    for step in (1, 2, 3, 4):
+        made.save(step, {}, "")
+        paths[step] = made.finish().path
+    file = "vision.00000.safetensors"
+    assert (paths[1] / file).exists() and not any((paths[step] / file).exists() for step in (2, 3, 4))
+    assert [attempt.step for attempt in commits.attempts(tmp_path)] == [4, 3]
+    assert {path.name for path in paths[1].iterdir()} == {file, commits.PRUNED} and not paths[2].exists()
+    assert is_whole(tmp_path) and torch.equal(
+        read_tensors(paths[4]).read(VISION), truth("weight", VISION, torch.bfloat16)
+    )
+    resumed, _ = checkpoints(toy, tmp_path, keep=2, resumed=find_commit(tmp_path))
+    resumed.save(5, {}, "")
+    assert not (resumed.finish().path / file).exists()
+    toy.parameters[f"local.{VISION}"].add_(1.0)
+    for step in (6, 7):
+        resumed.save(step, {}, "")
+        paths[step] = resumed.finish().path
+    assert (paths[6] / file).exists() and not (paths[7] / file).exists(), "it changed, once"
+    assert not paths[1].exists(), "nobody refers to it any more"
+    (paths[6] / file).write_bytes(b"other")
+    assert any(file in problem for problem in commits.problems(paths[7]))
+
+
+def test_a_new_run_refers_to_nothing_of_another(tmp_path: Path) -> None:
+    toy = one().fill()
+    made, _ = checkpoints(toy, tmp_path / "one")
+    made.save(1, {}, "")
+    first = made.finish()
+    other, _ = checkpoints(toy, tmp_path / "other", resumed=commits.open_commit(first.path))
+    other.save(1, {}, "")
+    assert (other.finish().path / "vision.00000.safetensors").exists()
+
+
+def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, told = checkpoints(one().fill(), tmp_path)
+    made.save(1, {}, "")
+    made.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "free_bytes", lambda _: 100)
+        made.save(2, {}, "")
+        with pytest.raises(CheckpointError, match=r"it takes .* GB, .* has 1e-07 GB left"):
+            made.finish()
+    assert find_commit(tmp_path).step == 1 and not list(tmp_path.glob("checkpoints/step_00000002.*"))
+    made.save(3, {}, "")
+    made.finish()
+    assert find_commit(tmp_path).step == 3 and [outcome.fault is None for outcome in told] == [True, False, True]
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "disk full": lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+    "I/O error": lambda: (_ for _ in ()).throw(OSError(errno.EIO, os.strerror(errno.EIO))),
+}
+
+
+def struck(real: Callable, calls: Iterator[int], stop_at: int, fault: Callable[[], None], *given: object) -> object:
+    if next(calls) == stop_at:
+        fault()
+    return real(*given)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_any_place_leaves_the_commit_before_or_the_whole_new(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for stop_at in itertools.count(1):
+        made, told = checkpoints(one().fill(), tmp_path / str(stop_at))
+        made.save(1, {}, "")
+        made.finish()
+        calls = itertools.count(1)
+        with monkeypatch.context() as patch:
+            for name in ("make_folder", "write_block", "sync", "sync_folder", "rename"):
+                real = getattr(disk, name)
+
+                patch.setattr(disk, name, partial(struck, real, calls, stop_at, FAULTS[fault]))
+            made.save(2, {}, "")
+            made._saver.finish()
+        assert is_whole(tmp_path / str(stop_at))
+        steps.append(find_commit(tmp_path / str(stop_at), tell=lambda _: None).step)
+        if told[-1].fault is None:
+            break
+        made.save(3, {}, "")
+        assert made.finish().step == 3, "the run goes on, and so do its saves"
+    assert steps.count(1) > 20 and steps == sorted(steps) and steps[-1] == 2
+
+
+# --- a world of two -----------------------------------------------------------------------------------------------
+
+
+def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
+    toy = ToyRank(Layout(dp=2), rank).fill()
+    made, told = checkpoints(toy, folder / "hang", commit_seconds=1.0)
+    made.save(1, {}, "")
+    first = made.finish()
+    release = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            sync = disk.sync
+            patch.setattr(disk, "sync", lambda descriptor: (release.wait(30), sync(descriptor)))
+        started = time.monotonic()
+        made.save(2, {}, "")
+        made.save(3, {}, "")  # waits for the one before, and is left out
+        assert time.monotonic() - started < 8
+        assert "rank 1 did not write its part in time" in told[-2].fault if rank == 0 else True  # type: ignore[operator]
+        assert told[-1].step == 3 and told[-1].fault == "1 rank(s) still hang in the save before"
+        release.set()
+        time.sleep(0.5)
+    made.save(4, {}, "")
+    assert made.finish().fault is None
+    told_why: list[str] = []
+    assert find_commit(folder / "hang", tell=told_why.append).step == 4 and first.path.exists()
+
+
+def shares_are_even(rank: int, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entries, "_WORTH_SPLITTING", 4)
+        made, _ = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "even")
+        made.save(1, {}, "")
+        path = made.finish().path
+    weights = [sum(p.stat().st_size for p in path.glob(f"language.{r:05d}.safetensors")) for r in range(2)]
+    assert 0.8 < weights[0] / weights[1] < 1.25
+    dist.barrier()
+    if rank == 0:
+        reader = read_tensors(path)
+        for name in reader.names():
+            if not name.startswith("optimizer."):
+                assert torch.equal(reader.read(name), truth("weight", name, torch.bfloat16))
+
+
+CASES = (a_rank_that_hangs_is_given_up_by_all, shares_are_even)
+
+
+def _world(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    for case in CASES:
+        case(rank, Path(folder))
+        dist.barrier()
+        (Path(folder) / f"{case.__name__}.{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_world_of_two(tmp_path: Path) -> None:
+    mp.spawn(_world, args=(str(tmp_path),), nprocs=2)
+    assert all((tmp_path / f"{case.__name__}.{rank}").exists() for case in CASES for rank in range(2))

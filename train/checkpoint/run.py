@@ -1,0 +1,256 @@
+"""What a run puts into its checkpoints: which files, and which of them have not changed."""
+
+import importlib.metadata
+import json
+import platform
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.agreement import CheckpointError, rank_in
+from train.checkpoint import commits, disk
+from train.checkpoint.boxes import Chunk
+from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
+from train.checkpoint.entries import (
+    ALONE,
+    MODEL_PARTS,
+    OPTIMIZER,
+    Optimizer,
+    Writer,
+    part_of,
+    state_held,
+    weights_to_write,
+)
+from train.checkpoint.load import read_tensors
+from train.checkpoint.save import Contents, Outcome, Saver
+from train.checkpoint.tensors import write_whole
+
+if TYPE_CHECKING:
+    from model.canonical import Box
+
+_VERSIONS = ("torch", "megatron-core", "deepspeed", "transformers", "numpy")
+
+
+def environment() -> dict[str, str]:
+    """Versions that a later reader of a checkpoint may need to know."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def save_commit(
+    run_dir: str | Path,
+    step: int,
+    parameters: Mapping[str, Tensor],
+    boxes: "Mapping[str, Box]",
+    optimizer: Optimizer | None,
+    told: Mapping[str, Any],
+    recipe: str,
+    *,
+    keep: int,
+    writer: Writer = ALONE,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write one checkpoint and wait for its seal. Returns its folder. Arguments are those of `RunCheckpoints`.
+
+    Raises:
+        CheckpointError: on every rank, if one could not write. The folder stays, unsealed.
+    """
+    checkpoints = RunCheckpoints(
+        run_dir,
+        parameters,
+        boxes,
+        optimizer,
+        writer=writer,
+        frozen=(),
+        keep=keep,
+        commit_seconds=3600.0,
+        group=group,
+    )
+    checkpoints.save(step, told, recipe)
+    return checkpoints.finish().path
+
+
+def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], note: Mapping[str, Any]) -> Path:
+    """Write a checkpoint anew beside itself and seal it, in one process, tensor by tensor. Returns its folder.
+
+    The new one has the same step and is sealed later, so the run goes on from it. Parts without a mended tensor are
+    referred to. The old one stays, and so does every other: nothing is pruned.
+
+    Args:
+        commit: lies in a run's checkpoints folder.
+        mended: what makes each tensor that is another one now, whole and on CPU, in the shape and dtype that `commit`
+            has it in, by its stored name.
+        note: goes into state.json, over what `commit` has there.
+
+    Raises:
+        CheckpointError: what a maker raised, or a file that could not be written. The folder stays, unsealed.
+    """
+    path = commits.attempt_path(commit.path.parent.parent, commit.step, secrets.token_hex(4))
+    reader = read_tensors(commit.path)
+    parts = {part_of(name) for name in mended}
+    files = {name: entry for name, entry in commit.files.items() if part_of(name) not in parts}
+    told = commit.state | dict(note) | {"saved_at": _now()}
+    try:
+        disk.make_folder(path)
+        for part in parts:
+            names = [name for name in reader.names() if part_of(name) == part]
+            digest = write_whole(
+                path / f"{part}.00000{TENSORS}",
+                reader,
+                names,
+                lambda name: mended.get(name, partial(reader.read, name))(),
+            )
+            files[f"{part}.00000{TENSORS}"] = FileEntry(digest=digest, folder=path.name)
+        texts = {commits.STATE: json.dumps(told, indent=1), commits.RECIPE: commit.recipe}
+        for name, text in texts.items():
+            files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
+        commits.seal(path, files)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"writing {path.name} failed: {error}") from error
+    return path
+
+
+class RunCheckpoints:
+    """The checkpoints of one start of a run. Every rank of the world makes one and calls its methods alike."""
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        parameters: Mapping[str, Tensor],
+        boxes: "Mapping[str, Box]",
+        optimizer: Optimizer | None,
+        *,
+        writer: Writer,
+        frozen: Sequence[str],
+        keep: int,
+        commit_seconds: float,
+        resumed: Commit | None = None,
+        tell: Callable[[Outcome], None] = lambda _: None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Args:
+        run_dir: the run's folder; checkpoints go to run_dir/checkpoints/.
+        parameters, boxes: local parameters of this rank and the box of each, by local name.
+        optimizer: None for a run that keeps none.
+        writer: this rank among those that hold the same weights.
+        frozen: parts that are written once, and referred to as long as they are what was written.
+        keep: sealed checkpoints to leave.
+        commit_seconds: from the copy to the seal; a save that takes longer is given up by all ranks.
+        resumed: the checkpoint that `parameters` were just loaded from.
+        tell: hears what became of each save, in the main thread.
+        group: the ranks that save together; None is the world.
+        """
+        self._parameters, self._boxes, self._optimizer = parameters, boxes, optimizer
+        self._writer, self._frozen = writer, tuple(frozen)
+        self._tell = tell
+        self._group = group
+        self._last: Outcome | None = None
+        self._saver = Saver(run_dir, keep=keep, commit_seconds=commit_seconds, tell=self._heard, group=group)
+        self._stamps = {part: self._stamp(part) for part in self._frozen}
+        self._known: dict[str, dict[str, FileEntry]] = {}
+        """On rank 0, the files of frozen parts as they were written last."""
+        if resumed is not None and resumed.path.parent == Path(run_dir).resolve() / "checkpoints":
+            self._remember(resumed.files)
+
+    def save(self, step: int, told: Mapping[str, Any], recipe: str, records: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Copy the state as it is now; it is written while the caller goes on.
+
+        Args:
+            step: optimizer steps of the stage that are done.
+            told: what JSON can hold: tokens seen, data cursor, plan fingerprint, seeds. `step`, `steps_taken` and the
+                environment's versions are added. Rank 0's is written.
+            recipe: the resolved recipe, YAML; rank 0's is written.
+            records: samples of this rank that could not be used.
+        """
+        self._saver.save(lambda: self._contents(step, told, recipe, records))
+
+    def _contents(
+        self, step: int, told: Mapping[str, Any], recipe: str, records: Sequence[Mapping[str, Any]]
+    ) -> Contents:
+        kept = self._unchanged()
+        rank = rank_in(self._group)
+        files: dict[str, list[Chunk]] = {
+            f"{part}.{rank:05d}{TENSORS}": list(weights_to_write(self._parameters, self._boxes, self._writer, (part,)))
+            for part in MODEL_PARTS
+            if part not in kept
+        }
+        if self._optimizer is not None:
+            fragments = self._optimizer.fragments()
+            files[f"{OPTIMIZER}.{rank:05d}{TENSORS}"] = list(state_held(fragments, self._boxes, self._writer))
+        added = {
+            "step": step,
+            "steps_taken": self._optimizer.steps_taken if self._optimizer else None,
+            "environment": environment(),
+            "saved_at": _now(),
+        }
+        return Contents(
+            step=step,
+            files=files,
+            told=dict(told) | added,
+            recipe=recipe,
+            records=records,
+            kept={name: entry for part in kept for name, entry in self._known.get(part, {}).items()},
+        )
+
+    def poll(self) -> None:
+        """Tell what became of the save under way, if that is known."""
+        self._saver.poll()
+
+    def finish(self) -> Outcome:
+        """Wait for the last save. Raises CheckpointError if it counts for nothing."""
+        self._saver.finish()
+        if self._last is None:
+            raise CheckpointError("the last checkpoint hangs in its write")
+        if self._last.fault is not None:
+            raise CheckpointError(f"{self._last.path.name} was not finished and counts for nothing: {self._last.fault}")
+        return self._last
+
+    def _heard(self, outcome: Outcome) -> None:
+        self._last = outcome
+        if outcome.fault is None and rank_in(self._group) == 0:
+            self._remember(open_commit(outcome.path).files)
+        self._tell(outcome)
+
+    def _remember(self, files: Mapping[str, FileEntry]) -> None:
+        for part in self._frozen:
+            self._known[part] = {name: entry for name, entry in files.items() if name.startswith(f"{part}.")}
+
+    def _unchanged(self) -> tuple[str, ...]:
+        """Frozen parts that a checkpoint of this run has as they are, the same on every rank. A collective."""
+        if not self._frozen:
+            return ()
+        changed = [self._stamp(part) != self._stamps[part] for part in self._frozen]
+        known = [bool(self._known.get(part)) for part in self._frozen]
+        numbers = torch.tensor([changed, known], dtype=torch.float64)
+        if dist.is_initialized():
+            dist.all_reduce(numbers, group=self._group)
+        self._stamps = {part: self._stamp(part) for part in self._frozen}
+        whole = list(zip(self._frozen, *numbers.tolist(), strict=True))
+        for part, changes, _ in whole:
+            if changes:
+                self._known.pop(part, None)
+        return tuple(part for part, changes, knows in whole if knows and not changes)
+
+    def _stamp(self, part: str) -> list[tuple[int, int]]:
+        """Another one after any change in place, which torch counts for each tensor."""
+        return [
+            (parameter.data_ptr(), parameter._version)
+            for name, parameter in self._parameters.items()
+            if name in self._boxes and self._boxes[name].name.startswith(f"{part}.")
+        ]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
