@@ -24,7 +24,7 @@ from data.loading.rows import ReadStats
 from data.plan.plan import Cursor, StepPlan
 from data.types import PackedRow
 from model.balance import balanced_split
-from model.build import build_model
+from model.build import BuiltModel, build_model
 from model.config import VisionConfig
 from model.flops import row_work, step_flops
 from model.init import fill_random
@@ -89,7 +89,7 @@ def random_row(vision: VisionConfig, vocab_size: int, tokens_per_row: int) -> Pa
 
 def measure(run: RunConfig, groups: Groups, tokens_per_row: int, rows: int, steps: int) -> dict[str, Any]:
     """Train `steps` steps after two that warm up; medians on every rank."""
-    parts = _prepared(run, groups, tokens_per_row, rows)
+    _, parts = prepared(run, groups, tokens_per_row, rows)
     seconds, report = _timed_steps(parts, steps)
     parts.optimizer.close()
     return _figures(run, groups, seconds, report)
@@ -107,7 +107,7 @@ def kernel_gains(
         for value in (True, False):
             kernels = replace(run.parallel.kernels, **{switch: value})
             side = replace(run, parallel=replace(run.parallel, kernels=kernels))
-            sides.append(_prepared(side, groups, tokens_per_row, rows))
+            sides.append(prepared(side, groups, tokens_per_row, rows)[1])
         fused, plain = _alternated(sides, pairs + 2)[2:].T  # the first two pairs warm up
         gains[switch] = {
             "fused_seconds": float(np.median(fused)),
@@ -136,7 +136,7 @@ def _switches(run: RunConfig, groups: Groups) -> list[str]:
     return switches + (["overlap_tensor"] if groups.tp_size > 1 else [])
 
 
-def _prepared(run: RunConfig, groups: Groups, tokens_per_row: int, rows: int) -> StepParts:
+def prepared(run: RunConfig, groups: Groups, tokens_per_row: int, rows: int) -> tuple[BuiltModel, StepParts]:
     """A run over random rows, ready for `train_step`."""
     assert run.model.vision is not None
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
@@ -150,7 +150,7 @@ def _prepared(run: RunConfig, groups: Groups, tokens_per_row: int, rows: int) ->
         patch_dim=run.model.vision.patch_dim,
         multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
     )
-    return StepParts(
+    return built, StepParts(
         batches=RandomBatches(row, rows, groups, form),  # type: ignore[arg-type]
         schedule=Schedule(built.module.chunks, groups),
         optimizer=optimizer,
