@@ -56,6 +56,11 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, monkeypatch: p
     assert is_whole(tmp_path)
 
 
+def test_a_run_that_had_nothing_to_do_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    made, told = checkpoints(one(), tmp_path)
+    assert made.finish() is None and not told and not list(tmp_path.iterdir())
+
+
 def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, told = checkpoints(one().fill(), tmp_path)
     make_folder = disk.make_folder

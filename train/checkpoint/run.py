@@ -79,7 +79,9 @@ def save_commit(
         group=group,
     )
     checkpoints.save(step, told, recipe)
-    return checkpoints.finish().path
+    outcome = checkpoints.finish()
+    assert outcome is not None
+    return outcome.path
 
 
 def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], note: Mapping[str, Any]) -> Path:
@@ -208,19 +210,22 @@ class RunCheckpoints:
         """Tell what became of the save under way, if that is known."""
         self._saver.poll()
 
-    def finish(self) -> Outcome:
-        """Wait for the last save. Raises CheckpointError if it counts for nothing."""
+    def finish(self) -> Outcome | None:
+        """Wait for the last save, if there was one. Raises CheckpointError if it counts for nothing."""
         self._saver.finish()
-        if self._last is None:
+        if self._saver.is_busy:
             raise CheckpointError("the last checkpoint hangs in its write")
-        if self._last.fault is not None:
+        if self._last is not None and self._last.fault is not None:
             raise CheckpointError(f"{self._last.path.name} was not finished and counts for nothing: {self._last.fault}")
         return self._last
 
     def _heard(self, outcome: Outcome) -> None:
         self._last = outcome
         if outcome.fault is None and rank_in(self._group) == 0:
-            self._remember(open_commit(outcome.path).files)
+            try:
+                self._remember(open_commit(outcome.path).files)
+            except (OSError, ValueError):  # the disk fails after all: what is not known is written again
+                self._known = {}
         self._tell(outcome)
 
     def _remember(self, files: Mapping[str, FileEntry]) -> None:

@@ -14,6 +14,7 @@ on and tries again at the next occasion.
 
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -35,6 +36,8 @@ from train.checkpoint.tensors import write_boxes
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
+_Place = tuple[str, str, tuple[int, ...]]
+"""File, tensor and offset of a chunk."""
 _PATIENCE = 1.5
 """Of those who wait for a save, in times of what it may take: rank 0 gives up first and says why."""
 
@@ -123,7 +126,7 @@ class Saver:
         self._store = dist.PrefixStore(f"checkpoints/{self._token}", base)
         self._count = 0
         self._current: _Save | None = None
-        self._host: dict[tuple[str, str, tuple[int, ...]], Tensor] = {}
+        self._host: dict[_Place, Tensor] = {}
 
     def save(self, gather: Callable[[], Contents]) -> None:
         """Copy what `gather` gives to host memory and have it written. First waits for the save before, if need be."""
@@ -137,7 +140,10 @@ class Saver:
             stall = time.monotonic() - began
             self._tell(_outcome(contents.step, path, fault, nbytes, stall, 0.0))
             return
-        copied = {name: [self._copied(name, chunk) for chunk in chunks] for name, chunks in contents.files.items()}
+        held, self._host = self._host, {}  # memory of what is not copied any more, as of a part written once, goes
+        copied = {
+            name: [self._copied(held, name, chunk) for chunk in chunks] for name, chunks in contents.files.items()
+        }
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.monotonic()
@@ -166,9 +172,19 @@ class Saver:
             self._current.ended.wait(max(0.0, end - time.monotonic()))
         self.poll()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way whose outcome has not been told."""
+        return self._current is not None
+
     def _agreed(self, contents: Contents) -> tuple[int, str | None]:
         """(bytes of all ranks, why they cannot be saved), the same on every rank. A collective."""
-        free = float(disk.free_bytes(self._run_dir)) if self._rank == 0 else 0.0
+        free = 0.0
+        if self._rank == 0:
+            try:
+                free = float(disk.free_bytes(self._run_dir))
+            except OSError:  # all ranks wait for this number; that the folder cannot be reached is told when it is made
+                free = math.inf
         numbers = torch.tensor([contents.nbytes, free, self._current is not None], dtype=torch.float64)
         if dist.is_initialized():
             dist.all_reduce(numbers, group=self._group)
@@ -179,13 +195,13 @@ class Saver:
             return int(nbytes), f"it takes {nbytes / 1e9:.3g} GB, {self._run_dir} has {free / 1e9:.3g} GB left"
         return int(nbytes), None
 
-    def _copied(self, file: str, chunk: Chunk) -> Chunk:
+    def _copied(self, held: Mapping[_Place, Tensor], file: str, chunk: Chunk) -> Chunk:
         key = (file, chunk.name, chunk.offset)
-        host = self._host.get(key)
+        host = held.get(key)
         if host is None or (host.shape, host.dtype) != (chunk.data.shape, chunk.data.dtype):
             # Kept for the next save: to pin memory takes longer than to copy into it.
-            pinned = chunk.data.device.type == "cuda"
-            host = self._host[key] = torch.empty_like(chunk.data, device="cpu", pin_memory=pinned)
+            host = torch.empty_like(chunk.data, device="cpu", pin_memory=chunk.data.device.type == "cuda")
+        self._host[key] = host
         return replace(chunk, data=host.copy_(chunk.data, non_blocking=True))
 
     def _write(self, save: _Save) -> None:
