@@ -127,7 +127,23 @@ def early_seal() -> Mend:
 
         return planted
 
-    return replace_name(Saver, "_write_files", make)
+    mends = seal_over(), replace_name(Saver, "_write_files", make)
+    return lambda: [mend() for mend in mends] and None
+
+
+def seal_over() -> Mend:
+    """A folder that is sealed may be sealed again."""
+    from train.checkpoint import commits
+
+    def make(seal: Any) -> Any:
+        def planted(path: Any, files: Any) -> None:
+            for name in (commits.FILES, commits.COMMIT):
+                (path / name).unlink(missing_ok=True)
+            seal(path, files)
+
+        return planted
+
+    return replace_name(commits, "seal", make)
 
 
 def padded_rows() -> Mend:
