@@ -64,15 +64,15 @@ def test_a_run_that_had_nothing_to_do_has_nothing_to_wait_for(tmp_path: Path) ->
 def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, told = checkpoints(one().fill(), tmp_path)
     make_folder = disk.make_folder
-    monkeypatch.setattr(disk, "make_folder", lambda path: (time.sleep(0.5), make_folder(path)))
+    monkeypatch.setattr(disk, "make_folder", lambda path: (time.sleep(2.0), make_folder(path)))
     started = time.monotonic()
     made.save(1, {}, "")
     made.poll()
-    assert time.monotonic() - started < 0.4 and not told
+    assert time.monotonic() - started < 1.5 and not told
     made.save(2, {}, "")  # this one waits for the first
-    assert time.monotonic() - started > 0.5 and [outcome.step for outcome in told] == [1]
+    assert time.monotonic() - started > 2.0 and [outcome.step for outcome in told] == [1]
     made.finish()
-    assert told[0].stall_seconds < 0.4 < told[1].stall_seconds and told[1].fault is None
+    assert told[0].stall_seconds < told[1].stall_seconds and told[1].fault is None
     assert told[0].nbytes == sum(p.stat().st_size for p in told[0].path.glob("*.safetensors")) - headers(told[0].path)
 
 
@@ -175,18 +175,18 @@ def test_a_fault_at_any_place_leaves_the_commit_before_or_the_whole_new(
 
 def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
     toy = ToyRank(Layout(dp=2), rank).fill()
-    made, told = checkpoints(toy, folder / "hang", commit_seconds=1.0)
+    made, told = checkpoints(toy, folder / "hang", commit_seconds=4.0)
     made.save(1, {}, "")
     first = made.finish()
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             sync = disk.sync
-            patch.setattr(disk, "sync", lambda descriptor: (release.wait(30), sync(descriptor)))
+            patch.setattr(disk, "sync", lambda descriptor: (release.wait(60), sync(descriptor)))
         started = time.monotonic()
         made.save(2, {}, "")
         made.save(3, {}, "")  # waits for the one before, and is left out
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 20
         assert "rank 1 did not write its part in time" in told[-2].fault if rank == 0 else True  # type: ignore[operator]
         assert told[-1].step == 3 and told[-1].fault == "1 rank(s) still hang in the save before"
         release.set()
