@@ -49,8 +49,9 @@ def _waits(frame: FrameType) -> bool:
     """Whether the innermost call is one into a process group, or for a message that is under way."""
     if frame.f_code.co_filename.endswith(_COLLECTIVES):
         return True
-    # A wait of Python's own (an event, a queue, a process) has frames of its own further in.
-    return ".wait()" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    # A wait of Python's own (an event, a queue, a process) has frames of its own further in. Between two lines a frame
+    # of a running thread has no line at all.
+    return ".wait()" in linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)
 
 
 def _spot(frame: FrameType) -> tuple[int, ...]:
