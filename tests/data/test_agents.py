@@ -93,7 +93,7 @@ def encode(sample: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[int], lis
     return found.tokens.tolist(), learnt.tolist(), [media_grid(size, IMAGE, VIDEO).num_tokens for size in sizes]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(sample=conversations())
 def test_ids_and_targets_are_those_of_the_chat_template(
     sample: dict[str, Any], tokenizer: Tokenizer, judge: ChatJudge
@@ -112,7 +112,7 @@ def test_ids_and_targets_are_those_of_the_chat_template(
         assert (prompt.targets == IGNORE).all()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(sample=conversations(control=False))
 def test_without_control_tokens_in_text_transformers_needs_no_help(
     sample: dict[str, Any], tokenizer: Tokenizer, judge: ChatJudge

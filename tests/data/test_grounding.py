@@ -33,7 +33,7 @@ def test_pixels_shares_and_thousandths_are_written_alike(box: Any, scale: Any, e
     assert box_text(box, scale) == f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(drawn=boxes())
 def test_a_box_comes_back_within_half_a_thousandth(drawn: dict[str, Any]) -> None:
     box, scale = drawn["box"], drawn["scale"]
@@ -46,7 +46,7 @@ def test_a_box_comes_back_within_half_a_thousandth(drawn: dict[str, Any]) -> Non
     assert thousandths(found.box, 1000) == found.box
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     corners=st.lists(st.integers(0, 999), min_size=4, max_size=4, unique=True),
     sides=st.tuples(*[st.integers(1, 9000)] * 2),

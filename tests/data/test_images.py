@@ -33,7 +33,7 @@ def test_an_aspect_above_200_is_refused_and_200_is_not() -> None:
         smart_resize(0, 7, 28, *SMALL)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.integers(1, 9000), st.integers(1, 9000), st.integers(784, 10**6), st.integers(0, 10**7))
 def test_sizes_are_those_of_transformers(height: int, width: int, low: int, more: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as peer

@@ -8,7 +8,7 @@ from data.plan.lengths import _add_up
 from data.visual.images import fitted_sides
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), min_size=1, max_size=20),
     st.sampled_from([14, 28, 32]),

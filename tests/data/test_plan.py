@@ -45,7 +45,6 @@ def rows_of(row_of: np.ndarray) -> list[list[int]]:
     return [np.flatnonzero(row_of == row).tolist() for row in range(int(row_of.max()) + 1)]
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 80)), min_size=1, max_size=80), st.integers(0, 60))
 def test_packing_keeps_both_budgets_and_every_sample(sizes: list[tuple[int, int]], spare: int) -> None:
     tokens, patches = np.array(sizes).T.copy()
@@ -120,7 +119,7 @@ def plans(draw: st.DrawFn) -> tuple[DataConfig, list[FakeIndex]]:
     return config, indexes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_windows_have_exact_shares_and_epochs_every_sample_once(made: tuple[DataConfig, list[FakeIndex]]) -> None:
     config, indexes = made
@@ -138,7 +137,7 @@ def test_windows_have_exact_shares_and_epochs_every_sample_once(made: tuple[Data
             assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans(), st.integers(0, 5))
 def test_steps_hold_the_windows_rows_within_budgets_from_any_cursor(
     made: tuple[DataConfig, list[FakeIndex]], stop: int
@@ -171,7 +170,7 @@ def test_steps_hold_the_windows_rows_within_budgets_from_any_cursor(
     assert not complete - read, "a sample of a finished window was never trained on"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans(), st.sampled_from([1, 2, 3]))
 def test_replicas_share_the_same_rows_evenly(made: tuple[DataConfig, list[FakeIndex]], dp_size: int) -> None:
     config, indexes = made
@@ -298,7 +297,7 @@ def test_samples_over_budget_and_changed_plans_are_refused(
         check_same_plan(other.identity, plan.identity)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 400), st.integers(1, 60), st.integers(0, 30), st.sampled_from([1, 3, 7]))
 def test_the_next_window_of_a_sample_is_where_it_comes_again(size: int, share: int, window: int, run: int) -> None:
     order = endless_order(5, "s", size, 0, (window + 2) * share + 3 * size, run)

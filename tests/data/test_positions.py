@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.encoding.positions import mrope_positions
@@ -52,7 +52,6 @@ pieces = st.lists(
 )
 
 
-@settings(deadline=None)  # the first import of the model takes seconds
 @given(pieces)
 def test_positions_are_those_of_transformers_where_no_clip_outlasts_its_grid(pieces: list[Piece]) -> None:
     same = [(text, min(time, max(height, width)), height, width) for text, time, height, width in pieces]

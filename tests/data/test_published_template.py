@@ -19,7 +19,7 @@ SIZES = {
     "image": MediaSize(kind="image", height=60, width=90),
     "video": MediaSize(kind="video", height=48, width=64, frames=12, fps=8.0),
 }
-EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 CAT = {"type": "ref", "text": "cat"}
 BOX = {"type": "box", "box": [100, 250, 500, 1000], "scale": 1000}
 
