@@ -1,13 +1,14 @@
 """What the cases of a proof share: worlds of processes, the one-process reference, sample shards."""
 
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 from parallel.config import ParallelConfig
 from tests.harness.compare import Record
 from tests.harness.layouts import train_on_layout
+from tests.harness.lives import Nursery
 from tests.harness.runs import make_data
 from tests.harness.world import World, WorldFailure
 from tests.prove.measures import planted
@@ -31,6 +32,7 @@ class Worlds:
 
     def __init__(self) -> None:
         self._open: dict[int, World] = {}
+        self._nursery: Nursery | None = None
 
     def run(self, size: int, task: Any, timeout: float = 240.0, **kwargs: Any) -> list[Any]:
         """Results by rank. A world in which a task failed is not used again."""
@@ -42,11 +44,20 @@ class Worlds:
             self._open.pop(size).close()
             raise
 
+    @property
+    def nursery(self) -> Nursery:
+        """For runs of the real trainer that are killed."""
+        self._nursery = self._nursery or Nursery()
+        return self._nursery
+
     def close(self) -> None:
         """End every process."""
         for world in self._open.values():
             world.close()
         self._open.clear()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
 
 
 class Context:
@@ -86,6 +97,12 @@ class Context:
         key = (size, task, *sorted(kwargs.items()))
         if key not in self._known:
             self._known[key] = self.run(size, task, **kwargs)
+        return self._known[key]
+
+    def keep(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made for the first case that asks and kept for the others."""
+        if key not in self._known:
+            self._known[key] = make()
         return self._known[key]
 
     def records(self, stage: str, layout: str) -> list[Record]:

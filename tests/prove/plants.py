@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.prove import (
+    checkpoint_defects,
     data_chat_defects,
     data_defects,
     data_index_defects,
@@ -99,11 +100,16 @@ _OF_DATA = tuple(
         data_whole_defects,
     )
 )
-_ENDING = {"each_rank_alone"}
-"""Ranks part: one leaves a step out and the others wait for it."""
+_ENDING = {"each_rank_alone", *checkpoint_defects.ENDING}
+"""Ranks part: one leaves a step out and the others wait for it; and those of checkpoint_defects.py."""
 PLANTS |= {
     name: Plant(apply=apply, cases=cases, proof=proof, ends=name in _ENDING)
-    for proof, group in (("model", _OF_THE_MODEL), ("parallel", _OF_PARALLEL), ("data", _OF_DATA))
+    for proof, group in (
+        ("model", _OF_THE_MODEL),
+        ("parallel", _OF_PARALLEL),
+        ("data", _OF_DATA),
+        ("checkpoint", (checkpoint_defects.PLANTS,)),
+    )
     for plants in group
     for name, (apply, cases) in plants.items()
 }

@@ -1,0 +1,16 @@
+"""`make prove-checkpoint`: faults in saves, kills, damage, changes of layout, the chain of stages."""
+
+from tests.prove import checkpoint_faults, checkpoint_layouts, checkpoint_saves
+from tests.prove.case import Case
+from tests.prove.driver import main
+
+TOPICS = (checkpoint_saves, checkpoint_layouts, checkpoint_faults)
+
+
+def all_cases() -> dict[str, Case]:
+    """Every case by its key."""
+    return {key: case for topic in TOPICS for key, case in topic.cases().items()}
+
+
+if __name__ == "__main__":
+    main("checkpoint", all_cases)

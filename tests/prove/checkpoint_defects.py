@@ -1,0 +1,154 @@
+"""Defects of checkpoints, planted."""
+
+from typing import Any
+
+from tests.prove import data_defects
+from tests.prove.planting import Mend, replace_name
+
+
+def share_lost() -> Mend:
+    """The last element of each data rank's share of a weight is written by nobody."""
+    from train.checkpoint import entries
+
+    def make(share: Any) -> Any:
+        def planted(name: str, count: int, writer: Any) -> tuple[int, int]:
+            start, stop = share(name, count, writer)
+            return start, max(start, stop - 1)
+
+        return planted
+
+    return replace_name(entries, "_share", make)
+
+
+def not_copied() -> Mend:
+    """What is written is what tensors hold when their turn comes."""
+    from train.checkpoint.save import Saver
+
+    return replace_name(Saver, "_copied", lambda _: lambda self, held, file, chunk: chunk)
+
+
+def waited_for() -> Mend:
+    """Training waits for the seal."""
+    from train.checkpoint.save import Saver
+
+    def make(save: Any) -> Any:
+        def planted(self: Any, gather: Any) -> None:
+            save(self, gather)
+            self.finish()
+
+        return planted
+
+    return replace_name(Saver, "save", make)
+
+
+def early_seal() -> Mend:
+    """COMMIT is written before the files it vouches for."""
+    from train.checkpoint import commits
+    from train.checkpoint.save import Saver
+
+    def make(write: Any) -> Any:
+        def planted(self: Any, save: Any) -> Any:
+            if self._rank == 0:
+                commits.seal(save.path, {})
+            return write(self, save)
+
+        return planted
+
+    mends = data_defects.seal_over(), replace_name(Saver, "_write_files", make)
+    return lambda: [mend() for mend in mends] and None
+
+
+def pruned_before_the_seal() -> Mend:
+    """The commit before goes when the new one is not there yet."""
+    from train.checkpoint import commits
+
+    def make(seal: Any) -> Any:
+        def planted(path: Any, files: Any) -> None:
+            run = path.parent.parent
+            commits.delete(run, [each.path for each in commits.attempts(run) if each.sealed])
+            seal(path, files)
+
+        return planted
+
+    return replace_name(commits, "seal", make)
+
+
+def faults_kept_to_oneself() -> Mend:
+    """A rank that could not write a file says nothing of it."""
+    from train.checkpoint.save import Saver
+
+    def make(write: Any) -> Any:
+        def planted(self: Any, save: Any) -> Any:
+            try:
+                return write(self, save)
+            except OSError:
+                return {}
+
+        return planted
+
+    return replace_name(Saver, "_write_files", make)
+
+
+def waits_without_end() -> Mend:
+    """Ranks wait for each other's writing as long as it takes."""
+    from train.checkpoint import save
+
+    def make(awaited: Any) -> Any:
+        return lambda keys, key, deadline, late: awaited(keys, key, float("inf"), late)
+
+    return replace_name(save, "_awaited", make)
+
+
+def frozen_written_again() -> Mend:
+    """Frozen parts are in every save."""
+    from train.checkpoint.run import RunCheckpoints
+
+    return replace_name(RunCheckpoints, "_unchanged", lambda _: lambda self: ())
+
+
+def references_not_heeded() -> Mend:
+    """Pruning deletes files that later commits refer to."""
+    import shutil
+
+    from train.checkpoint import commits
+
+    def make(_: Any) -> Any:
+        return lambda run_dir, paths: [shutil.rmtree(path) for path in paths] and None
+
+    return replace_name(commits, "delete", make)
+
+
+def first_slice_for_all() -> Mend:
+    """Every tensor rank loads the first one's slice of a weight."""
+    from dataclasses import replace
+
+    from train.checkpoint import load
+
+    def make(held: Any) -> Any:
+        def planted(parameters: Any, boxes: Any) -> Any:
+            for chunk in held(parameters, boxes):
+                yield replace(chunk, offset=(0,) * len(chunk.offset))
+
+        return planted
+
+    return replace_name(load, "weights_held", make)
+
+
+_STRUCK = "optimizer.00001.safetensors"
+PLANTS = {
+    "save_share_lost": (share_lost, ("commit",)),
+    "save_not_copied": (not_copied, ("at the call",)),
+    "save_waited_for": (waited_for, ("stall",)),
+    "save_early_seal": (early_seal, (f"fault/SIGKILL/rank 1/fsync {_STRUCK}",)),
+    "save_pruned_before_the_seal": (pruned_before_the_seal, ("fault/SIGKILL/rank 0/rename to COMMIT",)),
+    "save_faults_kept_to_oneself": (faults_kept_to_oneself, (f"fault/disk full/rank 1/write {_STRUCK}",)),
+    "save_waits_without_end": (waits_without_end, (f"fault/hang/rank 1/fsync {_STRUCK}",)),
+    "save_frozen_written_again": (frozen_written_again, ("frozen",)),
+    "save_references_not_heeded": (references_not_heeded, ("frozen",)),
+    "save_digests_believed": (data_defects.commit_digest_off, ("damage",)),
+    "resume_moments_forgotten": (data_defects.moments_forgotten, ("same/stage2/DP2",)),
+    "resume_row_twice": (data_defects.row_twice, ("same/stage2/DP2",)),
+    "resume_first_slice_for_all": (first_slice_for_all, ("layout/stage2/tied/PP2 to TP2+SP", "chain")),
+}
+ENDING = {"save_pruned_before_the_seal", "save_waits_without_end", "save_early_seal"}
+"""Nothing is left to go on from, or nothing ends."""
