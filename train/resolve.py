@@ -31,6 +31,10 @@ hydra:
 """
 
 
+_SHORT = {"init.from": "init.from_run"}
+"""Keys by what a command line may call them; `from` can be no field of a dataclass."""
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be run: one line a fault, each with the numbers and what to change."""
 
@@ -88,9 +92,10 @@ def loosen(arguments: list[str]) -> list[str]:
 
     Plain Hydra refuses a key that the recipe leaves at its default (stage.tokens, parallel.split) and asks for `+`.
     With this an unknown key reaches our own check, which names close matches. Group choices (model=tiny) stay as they
-    are: Hydra cannot force-add those.
+    are: Hydra cannot force-add those. `init.from=RUN` is written out as the recipes have it.
     """
     groups = {entry.name for entry in RECIPES.iterdir() if entry.is_dir()}
+    arguments = [_SHORT.get(key, key) + rest for key, rest in map(_key_of, arguments)]
     return [argument if _is_plain(argument, groups) else f"++{argument}" for argument in arguments]
 
 
@@ -107,6 +112,12 @@ def from_yaml(text: str) -> RunConfig:
     for key in ("defaults", "hydra"):
         raw.pop(key, None)
     return to_run_config(raw)
+
+
+def _key_of(argument: str) -> tuple[str, str]:
+    """(what stands before `=`, the rest with it)"""
+    key, equals, value = argument.partition("=")
+    return key, equals + value
 
 
 def _is_plain(argument: str, groups: set[str]) -> bool:

@@ -12,6 +12,7 @@ from parallel.config import ParallelConfig
 from tests.harness import save_faults
 from tests.harness.lives import LONGEST, Apart, Life, Nursery, apart, kill_in_step, mark_training, run_config
 from tests.harness.runs import RunDifference, compare_runs
+from train.agreement import CheckpointError
 from train.checkpoint import commits
 from train.checkpoint.load import find_commit
 from train.config import RunConfig
@@ -178,7 +179,7 @@ def believed_damage(run_dir: Path, scratch: Path, damages: int) -> tuple[int, in
 def _chosen(run: Path) -> Path | None:
     try:
         return find_commit(run, tell=lambda _: None).path
-    except ValueError:
+    except (ValueError, CheckpointError):
         return None
 
 

@@ -171,6 +171,10 @@ def test_a_key_that_the_recipe_leaves_at_its_default_can_be_set() -> None:
     assert run.stage.tokens == 1000
 
 
+def test_the_run_to_start_from_has_a_short_name_on_the_command_line() -> None:
+    assert compose("quickstart_stage2", ["init.from=runs/other"]).init.from_run == "runs/other"
+
+
 def test_group_choices_and_flags_stay_as_they_are() -> None:
     given = [
         "--config-name",
