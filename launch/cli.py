@@ -55,9 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, help="run folder")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel=tp2 stop_after_steps=100")
     resume.add_argument(
-        "--allow", action="store_true", help="let overrides change what is learned; the data's order cannot"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let overrides change this key, or what is under it: data.sources, stage, ...; without it nothing that "
+        "changes the order of data or what is learned is taken. What changes under `data` begins a new segment of "
+        "the plan: samples that were used in the epoch stay used",
     )
-    resume.add_argument("--processes", type=int, help="on this node; default: as many as wrote the checkpoint")
+    resume.add_argument(
+        "--processes",
+        type=at_least_one,
+        help="on this node; default: NPROC_PER_NODE, else as many as wrote the checkpoint. A step keeps its rows",
+    )
     resume.add_argument("--print", action="store_true", help="show what changes and the command, and start nothing")
     resume.set_defaults(command=_resume)
 

@@ -4,37 +4,15 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from launch.changes import GROUPS, Change, changes
 from launch.checkout import ROOT
 from train.checkpoint.commits import RECIPE, Commit
 from train.checkpoint.load import find_commit
 from train.config import RunConfig
 from train.resolve import RECIPES, compose
-
-# What may change from one start to the next without another word: where and how fast a run goes, not what it learns.
-FREE = (
-    "run_dir",
-    "resume",
-    "stop_after_steps",
-    "parallel.",
-    "checkpoint.",
-    "log.",
-    "data.oss",  # how the store is reached; what lies there is compared with the index
-    "data.prefetch_steps",
-    "data.workers",
-    "data.sample_seconds",
-    "data.bad_share",
-    "data.bad_in_row",
-    "data.tokenizer",  # only its place: the index refuses another tokenizer
-    "data.video.timeout_seconds",
-    "data.video.timeout_per_second",
-    "data.video.memory_bytes",
-    "data.video.cache_dir",
-    "data.video.cache_bytes",
-)
 
 
 class ResumeError(ValueError):
@@ -50,9 +28,9 @@ class Resume:
     arguments: list[str]
     """Of launch/torchrun.sh."""
     processes: int | None
-    """On this node; None leaves it to the launch script."""
-    changed: list[str]
-    """Every value that is another one than in the saved recipe."""
+    """On this node, where the launch script has to be told; None leaves it to its own variables."""
+    changed: list[Change]
+    """Every value that is another one than in the saved recipe, and what follows for the layout."""
 
     @property
     def lines(self) -> list[str]:
@@ -60,16 +38,23 @@ class Resume:
         saved_at = self.commit.state.get("saved_at", "an unknown time")
         return [
             f"going on after step {self.commit.step}, from {self.commit.path} of {saved_at}",
-            *(f"  {line}" for line in self.changed or ["nothing changes against the saved recipe"]),
+            *(self._shown() or ["  nothing changes against the saved recipe"]),
             shlex.join([*(f"{name}={value}" for name, value in self.environment.items()), *self.command]),
         ]
 
+    def _shown(self) -> list[str]:
+        lines = []
+        for group in GROUPS:
+            of_it = [f"  {change}" for change in self.changed if change.group == group]
+            opens = group == "data" and self.run.new_segment
+            more = f", in a new segment of the plan from step {self.commit.step + 1} on" if opens else ""
+            lines += [f"{group}{more}:", *of_it] if of_it else []
+        return lines
+
     @property
     def environment(self) -> dict[str, str]:
-        """What the launch script is told by variables: NPROC_PER_NODE, unless a cluster's job says how many nodes."""
-        if self.processes is None or "NNODES" in os.environ or "NPROC_PER_NODE" in os.environ:
-            return {}
-        return {"NPROC_PER_NODE": str(self.processes)}
+        """What the launch script is told by variables."""
+        return {} if self.processes is None else {"NPROC_PER_NODE": str(self.processes)}
 
     @property
     def command(self) -> list[str]:
@@ -78,19 +63,24 @@ class Resume:
 
 
 def plan_resume(
-    run_dir: Path, overrides: Sequence[str] = (), *, allow: bool = False, processes: int | None = None
+    run_dir: Path, overrides: Sequence[str] = (), *, allow: Sequence[str] = (), processes: int | None = None
 ) -> Resume:
     """Find the newest usable checkpoint and the arguments that go on from it.
 
-    Raises ResumeError (none is usable, an override changes the order of data, or what is learned and `allow` is not
-    given) or RecipeError.
+    Args:
+        allow: parts of the recipe, or keys, that may change what is learned or the order of data.
+        processes: on this node; None is what the launch script's variables say, else as many as wrote the checkpoint.
+
+    Raises ResumeError (none is usable; an override changes what `allow` does not name or nothing allows; `allow` names
+    what does not change) or RecipeError.
     """
     run_dir = run_dir.resolve()
     try:
         commit = find_commit(run_dir, tell=lambda reason: print(reason, file=sys.stderr))
     except ValueError as fault:
         raise ResumeError(str(fault)) from fault
-    processes = processes or commit.state.get("world_size")
+    wrote = commit.state.get("world_size")
+    told, world = _processes(processes, wrote)
     saved = compose(Path(RECIPE).stem, folder=commit.path)
     given = [*_with_groups(overrides), "resume=true"]
     if saved.stop_after_steps is not None and saved.stop_after_steps <= commit.step and not _names_stop(overrides):
@@ -98,24 +88,63 @@ def plan_resume(
     if (ROOT / saved.run_dir).resolve() != run_dir:
         quoted = str(run_dir).replace("'", "\\'")  # Hydra reads = , ( and more in a bare value
         given.append(f"run_dir='{quoted}'")  # the folder was moved
-    run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=processes)
-    changed = list(changes(saved, run))
-    moved = [line for line in changed if line.startswith("data.")]
-    if moved and allow:
+    run = compose(Path(RECIPE).stem, given, folder=commit.path, world_size=world)
+    changed = [change for change in changes(saved, run) if change.key not in ("resume", "new_segment")]
+    _refuse([change for change in changed if not change.is_free], allow, commit, run_dir)
+    if parts := sorted({c.key.split(".")[1] for c in changed if c.group == "data" and not c.is_free}):
+        given.append(f"new_segment=[{','.join(parts)}]")
+        run = dataclasses.replace(run, new_segment=tuple(parts))
+    arguments = ["--config-path", str(commit.path), "--config-name", Path(RECIPE).stem, *given]
+    changed += _of_the_world(saved, wrote, run, world)
+    return Resume(commit=commit, run=run, arguments=arguments, processes=told, changed=changed)
+
+
+def _processes(asked: int | None, wrote: int | None) -> tuple[int | None, int | None]:
+    """(what the launch script has to be told, processes of the whole job if they are known)."""
+    nodes, set_here = int(os.environ.get("NNODES", "1")), os.environ.get("NPROC_PER_NODE")
+    if asked is None and set_here is not None and set_here.isdigit():
+        return None, int(set_here) * nodes
+    if asked is None and nodes > 1:
+        return None, None  # the launch script counts the GPUs of each node
+    here = asked or wrote
+    return here, None if here is None else here * nodes
+
+
+def _of_the_world(saved: RunConfig, wrote: int | None, run: RunConfig, world: int | None) -> list[Change]:
+    """What another number of processes, or another split of them, means for the rows of a step."""
+    if wrote is None or world is None or wrote % (saved.parallel.tensor * saved.parallel.pipeline):
+        return []  # a commit that a tool wrote has another run's layout
+    rows = [each.data.rows_per_step for each in (saved, run)]
+    sizes = [saved.parallel.data_size(wrote), run.parallel.data_size(world)]
+    said = [f"{size}, of {count} rows a step" for size, count in zip(sizes, rows, strict=True)]
+    found = [Change(key="processes", was=wrote, now=world)] if wrote != world else []
+    return found + ([Change(key="replicas", was=said[0], now=said[1])] if sizes[0] != sizes[1] else [])
+
+
+def _refuse(changed: Sequence[Change], allow: Sequence[str], commit: Commit, run_dir: Path) -> None:
+    """Raises ResumeError unless everything that changes may, and everything that is allowed changes."""
+    never = [change for change in changed if change.never]
+    if never:
         raise ResumeError(
-            f"the cursor of {run_dir.name} counts rows of its own data, so even --allow cannot change:"
-            + "".join(f"\n  - {line}" for line in moved)
+            f"{commit.path.name} of {run_dir.name} cannot be gone on from with"
+            + "".join(f"\n  - {change} ({change.never})" for change in never)
             + "\nleave them out, or start a new run with init.from_run"
         )
-    if changed and not allow:
+    asked = [change for change in changed if not change.is_allowed(allow)]
+    if asked:
+        flags = " ".join(f"--allow {key}" for key in dict.fromkeys(change.allowed_by for change in asked))
+        segment = ", in a new segment of the data's plan" if any(change.group == "data" for change in asked) else ""
         raise ResumeError(
-            f"these overrides would make {run_dir.name} another run from step {commit.step} on:"
-            + "".join(f"\n  - {line}" for line in changed)
-            + "\nleave them out, start a new run with init.from_run, or add --allow if that is meant"
+            f"these overrides would make {run_dir.name} another run from step {commit.step + 1} on:"
+            + "".join(f"\n  - {change}" for change in asked)
+            + f"\nleave them out, start a new run with init.from_run, or add {flags} if that is meant{segment}"
         )
-    arguments = ["--config-path", str(commit.path), "--config-name", Path(RECIPE).stem, *given]
-    told = [line for line in changes(saved, run, of_no_matter=()) if not line.startswith("resume: ")]
-    return Resume(commit=commit, run=run, arguments=arguments, processes=processes, changed=told)
+    idle = [named for named in allow if not any(change.is_allowed([named]) for change in changed)]
+    if idle:
+        there = ", ".join(dict.fromkeys(change.allowed_by for change in changed)) or "nothing"
+        raise ResumeError(
+            f"--allow {' --allow '.join(idle)} names nothing that changes; what changes and needs it: {there}"
+        )
 
 
 def start(resume: Resume) -> None:
@@ -126,34 +155,8 @@ def start(resume: Resume) -> None:
     os.execve(script, [script, *resume.arguments], environment)
 
 
-def changes(saved: RunConfig, asked: RunConfig, of_no_matter: tuple[str, ...] = FREE) -> Iterator[str]:
-    """One line for each value that differs, `of_no_matter` and places of sources left out: by default those that
-    decide neither what is learned nor in which order data comes."""
-    before, after = flatten(dataclasses.asdict(saved)), flatten(dataclasses.asdict(asked))
-    for key in sorted({*before, *after}):
-        was, now = before.get(key, "absent"), after.get(key, "absent")
-        if was != now and not (of_no_matter and (key.startswith(of_no_matter) or _is_source_path(key))):
-            yield f"{key}: {was} -> {now}"
-
-
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; items of lists by their place."""
-    if isinstance(value, Mapping):
-        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
-    else:
-        return {path: value}
-    return {key: leaf for name, item in items for key, leaf in flatten(item, name).items()}
-
-
 def _names_stop(overrides: Sequence[str]) -> bool:
     return any(text.lstrip("+").startswith("stop_after_steps=") for text in overrides)
-
-
-def _is_source_path(key: str) -> bool:
-    # Shards and indexes may move: the index is compared with the checkpoint's.
-    return key.startswith("data.sources[") and key.endswith(("].path", "].index"))
 
 
 def _with_groups(overrides: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data.config import DataConfig, ImageConfig, SourceConfig
-from data.plan.plan import _identity
+from data.plan.plan import plan_identity
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text("utf-8")
 NESTED = ("sources", "image", "video", "oss")
@@ -31,6 +31,6 @@ def test_the_line_parts_what_a_resumed_run_refuses() -> None:
         tokenizer="", sources=(SourceConfig(name="a", path=""),), tokens_per_row=1, patches_per_row=1, rows_per_step=1,
         window=1, seed=0,
     )  # fmt: skip
-    decides = _identity(config, [SimpleNamespace(digest="")]).keys() - {"version"}
+    decides = plan_identity(config, [SimpleNamespace(digest="")], {}).keys() - {"version"}
     assert set(re.findall(r"^\| `(\w+)` \|", above, re.MULTILINE)) == decides
     assert set(re.findall(r"^\| `(\w+)` \|", below, re.MULTILINE)) == {f.name for f in fields(DataConfig)} - decides

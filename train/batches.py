@@ -11,7 +11,7 @@ from torch import Tensor
 from data.config import IGNORE
 from data.loading.loader import Loader
 from data.loading.rows import ReadStats
-from data.plan.plan import Cursor, Plan, StepPlan
+from data.plan.plan import Cursor, Plan, StepPlan, assign_rows
 from data.types import PackedRow
 from model.attention import Segments
 from model.flops import Work, row_work
@@ -85,7 +85,7 @@ class Batches:
             announced = announce(packed, len(packed), self._groups, self._form)
         else:
             step_plan = self._plan.step(self.cursor)
-            num_rows = len(step_plan.rows) // self._groups.dp_size
+            num_rows = len(assign_rows(step_plan.rows, self._groups.dp_size)[self._groups.dp_rank])
             announced = announce(None, num_rows, self._groups, self._form)
         self.cursor = step_plan.next_cursor
         return step_plan, announced

@@ -98,6 +98,9 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     resume: bool = False
     """Go on from the newest usable checkpoint in `run_dir`; `triptych resume` sets it."""
+    new_segment: tuple[str, ...] = ()
+    """What of `data` may be other than in the checkpoint it goes on from (`sources`, `window`, ...); a new segment of
+    the plan begins there. `triptych resume --allow` sets it, for one start: no checkpoint keeps it."""
     stop_after_steps: int | None = None
     """Save and leave after this many steps of the whole stage, as a pre-empted run would; the schedule is not bent."""
     model: ModelConfig

@@ -31,14 +31,16 @@ def world_faults(run: RunConfig, world_size: int) -> list[str]:
         data_size = run.parallel.data_size(world_size)
     except ValueError as fault:
         return [f"{fault} (NPROC_PER_NODE of launch/torchrun.sh, --processes of triptych resume)"]
-    if run.data.rows_per_step % data_size:
-        lower = run.data.rows_per_step // data_size * data_size
+    rows = run.data.rows_per_step
+    if rows < data_size:
         return [
-            f"data.rows_per_step={run.data.rows_per_step} rows cannot be shared evenly by {data_size} replicas "
-            f"({world_size} processes / tensor {run.parallel.tensor} / pipeline {run.parallel.pipeline}); "
-            f"set data.rows_per_step={lower + data_size}" + (f" or {lower}" if lower else "")
+            f"data.rows_per_step={rows} rows leave none for some of {data_size} replicas ({world_size} processes / "
+            f"tensor {run.parallel.tensor} / pipeline {run.parallel.pipeline}); start fewer processes, split the model "
+            f"over more of them, or set data.rows_per_step={data_size}"
         ]
-    return _interleaving(run.parallel, run.data.rows_per_step // data_size, data_size)
+    # Rows that replicas do not divide are dealt to them by one more and one less.
+    most, least = -(-rows // data_size), rows // data_size
+    return _interleaving(run.parallel, most, data_size) or _interleaving(run.parallel, least, data_size)
 
 
 def _interleaving(parallel: ParallelConfig, microbatches: int, data_size: int) -> list[str]:

@@ -1,16 +1,15 @@
 """What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
 
-import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from data.loading.rows import SourceIndex, open_indexes
-from data.plan.plan import Plan, check_same_plan
+from data.plan.plan import Plan
 from train.checkpoint.commits import attempts, open_commit
 from train.config import RunConfig
 from train.resolve import from_yaml
+from train.segments import course
 from train.sources import Source, open_folder, part_sources, parts_by_source
 
 # What shapes of weights follow from; rotary bases and the like may change from one stage to the next.
@@ -21,7 +20,13 @@ _SIZES = {
 
 
 def open_data(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex], Plan]:
-    """Tokenizer, indexes and plan, held to each other and to the model. Raises ValueError saying what does not fit."""
+    """Tokenizer, indexes and the plan of a new run. Raises ValueError saying what does not fit."""
+    tokenizer, indexes = open_sources(run)
+    return tokenizer, indexes, Plan(run.data, indexes)
+
+
+def open_sources(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex]]:
+    """Tokenizer and indexes, held to each other and to the model. Raises ValueError saying what does not fit."""
     tokenizer = load_tokenizer(run.data.tokenizer)
     check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))
     indexes = open_indexes(run.data)
@@ -32,7 +37,7 @@ def open_data(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex], Plan]:
                 f"{run.model.name} has no vision tower, but these sources hold pictures or clips: "
                 f"{', '.join(with_media)}; leave them out of data.sources or choose a model with vision"
             )
-    return tokenizer, indexes, Plan(run.data, indexes)
+    return tokenizer, indexes
 
 
 def _declared(run: RunConfig) -> dict[str, int]:
@@ -57,11 +62,6 @@ def check_run_folder(run: RunConfig) -> None:
         raise ValueError(f"resume=true but {run.run_dir} has no finished checkpoint; start without resume")
 
 
-def check_same_data(saved: dict[str, Any], plan: Plan) -> None:
-    """Raises ValueError if the plan in a checkpoint's state is another than this one."""
-    check_same_plan(saved["plan"], json.loads(json.dumps(plan.identity)))
-
-
 def file_faults(run: RunConfig) -> list[str]:
     """One entry for each thing that is missing or does not fit. Of weights the headers are read, here, once."""
     sources = {} if run.resume else parts_by_source(run)
@@ -77,10 +77,9 @@ def file_faults(run: RunConfig) -> list[str]:
 
 
 def _data(run: RunConfig) -> None:
-    plan = open_data(run)[2]
+    indexes = open_sources(run)[1]
     sealed = [attempt for attempt in attempts(run.run_dir) if attempt.sealed] if run.resume else []
-    if sealed:
-        check_same_data(open_commit(sealed[0].path).state, plan)
+    course(run.data, indexes, open_commit(sealed[0].path).state if sealed else None, run.new_segment)
 
 
 def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """The last place a DictConfig exists: a composed recipe goes in, a typed and checked RunConfig comes out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.config import DataConfig
 from data.store.config import OssConfig
 from train.config import RunConfig
 from train.crosscheck import cross_faults, world_faults
@@ -85,6 +86,13 @@ def oss_config(arguments: Sequence[str]) -> OssConfig:
         raise
     except (ValueError, OmegaConfBaseException) as fault:
         raise RecipeError(f"--oss: {fault}") from fault
+
+
+def data_config(plain: Mapping[str, Any]) -> DataConfig:
+    """`data` of a recipe as a checkpoint has it. Raises RecipeError."""
+    typed, faults = check_types(dict(plain), DataConfig)
+    _refuse(faults)
+    return dacite.from_dict(DataConfig, typed, dacite.Config(strict=True, cast=[tuple]))
 
 
 def loosen(arguments: list[str]) -> list[str]:

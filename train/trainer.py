@@ -3,13 +3,14 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from data.loading.loader import Loader
 from data.loading.pool import open_readers
 from data.loading.rows import SourceIndex
-from data.plan.plan import Cursor, Plan
+from data.plan.plan import Cursor
 from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
@@ -22,6 +23,7 @@ from train.balance import settled_parallel, split_line
 from train.batches import Batches, RowForm
 from train.checkpoint.commits import Commit
 from train.checkpoint.entries import writer_of
+from train.checkpoint.generators import set_states, states
 from train.checkpoint.load import find_commit, load_optimizer
 from train.checkpoint.run import RunCheckpoints
 from train.checkpoint.save import Outcome
@@ -31,8 +33,9 @@ from train.first_weights import first_weights
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
 from train.rates import stage_progress
-from train.ready import check_run_folder, check_same_data, open_data
+from train.ready import check_run_folder, open_sources
 from train.resolve import to_yaml
+from train.segments import Course, course
 from train.state import TrainState
 from train.step import StepParts, train_step
 
@@ -46,30 +49,28 @@ class Trainer:
         self.run = run
         self.groups = groups
         self.watch = watch
-        self.plan, indexes, loader_from = _plan_data(run, groups)
-        watch.names = sample_names(self.plan, groups.dp_size)
-        parallel = settled_parallel(run, self.plan, indexes)
+        self.course, indexes, loader_from = _plan_data(run, groups, commit)
+        plan, cursor = self.course.plan, self.course.cursor
+        watch.names = sample_names(plan, groups.dp_size)
+        parallel = settled_parallel(run, plan, indexes)
         if run.parallel.split == "auto" and parallel.split is not None and groups.rank == 0:
-            print(split_line(run, parallel, self.plan, indexes), flush=True)
+            print(split_line(run, parallel, plan, indexes), flush=True)
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         self.model = build_model(run.model, parallel, groups, dtype, run.stage.trainable)
         # Weights come before the optimizer: its fp32 masters are made from them.
         self.chain = first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
         self.state = TrainState()
-        cursor = Cursor()
         if commit is not None:
             load_optimizer(commit, self.model.boxes, self.optimizer)
-            check_same_data(commit.state, self.plan)
             self.state = TrainState(**commit.state["counters"])
-            cursor = Cursor.from_dict(commit.state["cursor"])
         vision = run.model.vision
         form = RowForm(
             dtype=dtype,
             patch_dim=vision.patch_dim if vision else 0,
             multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
         )
-        self.batches = Batches(self.plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
+        self.batches = Batches(plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.metrics: Metrics | None = None
         self.loss: float | None = None
         self.checkpoints = RunCheckpoints(
@@ -84,6 +85,7 @@ class Trainer:
             resumed=commit,
             tell=self._saved,
         )
+        set_states(commit, groups, run.seed, self.state.step)  # after all that may draw
         self.parts = StepParts(
             batches=self.batches,
             schedule=Schedule(self.model.module.chunks, groups, watch.board),
@@ -154,14 +156,14 @@ class Trainer:
                 "stage": self.run.stage.name,
                 "loss": self.loss,
                 "counters": self.state.to_dict(),
-                "cursor": self.batches.cursor.to_dict(),
-                "plan": self.plan.identity,
+                **self.course.told(self.batches.cursor),
                 "chain": self.chain,
                 "seed": self.run.seed,
                 "world_size": self.groups.world_size,
             },
-            to_yaml(self.run),
+            to_yaml(replace(self.run, new_segment=())),  # that segment is open, and is asked for anew or not at all
             quarantine.records(self.run.run_dir, self.groups.dp_rank) if self.groups.is_reader else (),
+            states(self.groups),
         )
 
     def _saved(self, outcome: Outcome) -> None:
@@ -181,13 +183,16 @@ def _commit_to_resume(run: RunConfig) -> Commit | None:
     return find_commit(run.run_dir) if run.resume else None
 
 
-def _plan_data(run: RunConfig, groups: Groups) -> tuple[Plan, list[SourceIndex], Callable[[Cursor], Loader]]:
+def _plan_data(
+    run: RunConfig, groups: Groups, commit: Commit | None
+) -> tuple[Course, list[SourceIndex], Callable[[Cursor], Loader]]:
     """Plan and indexes, which every rank follows, and how to start the loader, which only readers do."""
-    tokenizer, indexes, plan = open_data(run)
+    tokenizer, indexes = open_sources(run)
+    data = course(run.data, indexes, commit.state if commit else None, run.new_segment)
 
     def loader_from(cursor: Cursor) -> Loader:
         bad = quarantine.keeper(run.run_dir, groups.dp_rank)
         readers = open_readers(run.data, tokenizer, indexes)
-        return Loader(run.data, plan, readers, groups.dp_rank, groups.dp_size, cursor, bad)
+        return Loader(run.data, data.plan, readers, groups.dp_rank, groups.dp_size, cursor, bad)
 
-    return plan, indexes, loader_from
+    return data, indexes, loader_from

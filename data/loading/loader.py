@@ -48,10 +48,10 @@ class Loader:
         cursor: Cursor,
         quarantine: Quarantine,
     ) -> None:
-        if not 0 <= dp_rank < dp_size or config.rows_per_step % dp_size:
+        if not 0 <= dp_rank < dp_size <= config.rows_per_step:
             raise ValueError(
                 f"dp rank {dp_rank} of {dp_size} with data.rows_per_step {config.rows_per_step}: "
-                f"the rank must be below the size, and the size must divide the rows"
+                f"the rank must be below the size, and there must be a row for each"
             )
         self._config = config
         self._plan = plan

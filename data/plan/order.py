@@ -60,34 +60,50 @@ def interleave(shares: Sequence[int]) -> Int64:
     return np.argsort(places, kind="stable")
 
 
-def endless_order(seed: int, name: str, size: int, start: int, count: int, run_length: int = 1) -> Int64:
-    """Samples start .. start+count-1 of a source's endless sequence: one permutation after another.
+def samples_at(seed: int, name: str, size: int, places: Int64, run_length: int = 1) -> Int64:
+    """Samples at places of a source's endless sequence: one permutation after another. Places ascend.
 
     Runs of `run_length` samples stay together; the samples that are left over from the last whole run end each epoch.
     """
-    places = np.arange(start, start + count, dtype=np.int64)
     epochs = places // size
     within = places % size
     whole = size // run_length
     order = within.copy()
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if count else ():
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(places) else ():
         chosen = np.flatnonzero((epochs == epoch) & (within < whole * run_length))
         runs, offsets = np.divmod(within[chosen], run_length)
         order[chosen] = permute(runs, whole, order_key(seed, name, epoch)) * run_length + offsets if whole else 0
     return order
 
 
-def next_window(seed: int, name: str, size: int, share: int, index: int, window: int, run_length: int = 1) -> int:
-    """The first window after `window` that has sample `index` of a source again. `share`: its samples of a window."""
+def next_window(
+    seed: int,
+    name: str,
+    size: int,
+    share: int,
+    index: int,
+    window: int,
+    run_length: int = 1,
+    *,
+    first: int = 0,
+    held: int = 0,
+) -> int:
+    """The first window after `window` that has sample `index` of a source again.
+
+    Args:
+        share: its samples of a window.
+        first, held: windows take `held` other places before they go on from place `first`.
+    """
     whole = size // run_length
-    epoch = window * share // size
+    epoch = (first + max(0, window * share - held)) // size
     while True:
         within = index
         if index < whole * run_length:
             run = place_of(np.array([index // run_length]), whole, order_key(seed, name, epoch))
             within = int(run[0]) * run_length + index % run_length
-        found = (epoch * size + within) // share
-        if found > window:
+        place = epoch * size + within
+        found = (place - first + held) // share
+        if place >= first and found > window:
             return found
         epoch += 1
 

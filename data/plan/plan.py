@@ -12,9 +12,10 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import MismatchError
 from data.plan.lengths import source_lengths
-from data.plan.order import check_runs, cut_runs, endless_order, interleave, next_window, window_shares
+from data.plan.order import check_runs, cut_runs, interleave, next_window, samples_at, window_shares
 from data.plan.packing import pack
 from data.plan.permutation import order_key, permute
+from data.plan.used import Drawn, Used, drawn_after, used_digest, window_places
 from data.types import Int64, SampleIndex
 
 PLAN_VERSION = 3  # 3: budgets may shrink samples, and runs of samples may be packed as one
@@ -75,7 +76,8 @@ def sample_id(source_id: int, index: int) -> int:
 class Plan:
     """Rows of any step. Holds 16 bytes for each sample; every rank computes all of it, so nothing is communicated."""
 
-    def __init__(self, config: DataConfig, indexes: Sequence[SampleIndex]) -> None:
+    def __init__(self, config: DataConfig, indexes: Sequence[SampleIndex], used: Used | None = None) -> None:
+        """`used`: how far earlier segments of the run have used sources, these and others. Raises BudgetError."""
         if len(indexes) != len(config.sources):
             raise MismatchError(f"{len(config.sources)} sources are configured but {len(indexes)} indexes were given")
         self.config = config
@@ -85,7 +87,9 @@ class Plan:
         self._shrinks = any(lengths.caps for lengths in self._lengths)
         self.shares = window_shares(config, [lengths.tokens for lengths in self._lengths])
         self._slots = interleave(self.shares)
-        self.identity = _identity(config, indexes)
+        self.used = used or {}
+        self._drawn = [self.used.get(source.name, Drawn()) for source in config.sources]
+        self.identity = plan_identity(config, indexes, self.used)
         text = json.dumps(self.identity, sort_keys=True)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._window = lru_cache(maxsize=4)(self._plan_window)
@@ -104,15 +108,32 @@ class Plan:
                 window, row = window + 1, 0
         return StepPlan(rows=tuple(rows), next_cursor=Cursor(window=window, row=row))
 
+    def used_at(self, cursor: Cursor) -> Used:
+        """How far all sources are used once the rows before `cursor` are."""
+        unused = None
+        if cursor.row:
+            planned = self._window(cursor.window)
+            unused = self._slots[planned.slots[planned.starts[cursor.row] :]]
+        drawn = drawn_after(self._drawn, self.shares, cursor.window, unused)
+        return {**self.used, **{s.name: each for s, each in zip(self.config.sources, drawn, strict=True)}}
+
+    def cursor_after(self, steps: int) -> Cursor:
+        """Where the plan is after so many steps from its beginning. Packs every window up to there."""
+        window, rows = 0, steps * self.config.rows_per_step
+        while rows >= (held := self._window(window).num_rows):
+            window, rows = window + 1, rows - held
+        return Cursor(window=window, row=rows)
+
     def uses(self, row: RowPlan) -> dict[tuple[int, int], tuple[int, int]]:
         """Samples of a row with pictures or clips -> the window that reads them now, and the next one that will."""
         found = {}
         for source_id, index in row.samples:
             if self._lengths[source_id].patches[index]:
                 source, size, share = self.config.sources[source_id], self.sizes[source_id], self.shares[source_id]
-                again = next_window(
-                    self.config.seed, source.name, size, share, index, row.window, self.config.run_length
-                )
+                # A place that an earlier segment left is not looked for: the cache asks for a hint.
+                drawn, run_length = self._drawn[source_id], self.config.run_length
+                ahead = {"first": drawn.count, "held": len(drawn.left)}
+                again = next_window(self.config.seed, source.name, size, share, index, row.window, run_length, **ahead)
                 found[source_id, index] = row.window, again
         return found
 
@@ -122,9 +143,10 @@ class Plan:
 
     def window_samples(self, window: int) -> Int64:
         """(source id, index) of the samples of a window, int64 (window, 2); sources are interleaved by stride."""
+        places = np.split(window_places(self._drawn, self.shares, window), np.cumsum(self.shares)[:-1])
         orders = [
-            endless_order(self.config.seed, source.name, size, window * count, count, self.config.run_length)
-            for source, size, count in zip(self.config.sources, self.sizes, self.shares, strict=True)
+            samples_at(self.config.seed, source.name, size, taken, self.config.run_length)
+            for source, size, taken in zip(self.config.sources, self.sizes, places, strict=True)
         ]
         return np.stack((np.repeat(np.arange(len(orders)), self.shares), np.concatenate(orders)), axis=1)[self._slots]
 
@@ -150,7 +172,7 @@ class Plan:
         order = np.lexsort((np.arange(len(items)), items, row_of))
         starts = np.searchsorted(row_of[order], np.arange(num_rows))
         sums = (np.add.reduceat(values[order], starts) for values in (tokens, patches, _cost(tokens, patches)))
-        return _Window(samples[order], np.append(starts, len(order)), *sums)
+        return _Window(samples[order], order, np.append(starts, len(order)), *sums)
 
     def _items(self, samples: Int64, tokens: Int64, patches: Int64) -> Int64:
         """What is packed as one: the number of each sample's item. Items are numbered by their first sample.
@@ -193,6 +215,8 @@ class _Window(NamedTuple):
 
     samples: Int64
     """(N, 2), source id and index"""
+    slots: Int64
+    """(N,), which of the window each sample is"""
     starts: Int64
     """(rows + 1,)"""
     tokens: Int64
@@ -206,20 +230,23 @@ class _Window(NamedTuple):
 
 
 def assign_rows(rows: Sequence[RowPlan], dp_size: int) -> list[list[int]]:
-    """Row numbers of each replica, ascending: equal counts, the costliest row first to the least loaded replica.
+    """Row numbers of each replica, ascending: the costliest row first to the least loaded replica.
 
-    Raises ValueError if dp_size does not divide the number of rows.
+    Counts are equal, or differ by one where dp_size does not divide the number of rows, which is that of the recipe
+    whatever the layout. Raises ValueError if a replica would have none.
     """
-    if dp_size < 1 or len(rows) % dp_size:
+    if not 0 < dp_size <= len(rows):
         raise ValueError(
-            f"data.rows_per_step is {len(rows)}, which dp size {dp_size} does not divide; "
-            f"set it to a multiple of {dp_size} or change the layout"
+            f"a step has {len(rows)} rows (data.rows_per_step), which leaves none for some of {dp_size} replicas; "
+            "start fewer, or split the model over more of them (parallel.tensor, parallel.pipeline)"
         )
     assigned: list[list[int]] = [[] for _ in range(dp_size)]
     loads = [0] * dp_size
+    least, more = divmod(len(rows), dp_size)  # `more` replicas have one beyond the least
     for number in sorted(range(len(rows)), key=lambda n: (-rows[n].cost, n)):
-        open_replicas = [rank for rank in range(dp_size) if len(assigned[rank]) < len(rows) // dp_size]
-        rank = min(open_replicas, key=lambda r: (loads[r], r))
+        most = least + (more > 0)
+        rank = min((rank for rank in range(dp_size) if len(assigned[rank]) < most), key=lambda r: (loads[r], r))
+        more -= len(assigned[rank]) == least
         assigned[rank].append(number)
         loads[rank] += rows[number].cost
     return [sorted(numbers) for numbers in assigned]
@@ -230,22 +257,7 @@ def spread(loads: Sequence[float]) -> float:
     return max(loads) * len(loads) / sum(loads) - 1 if sum(loads) else 0.0
 
 
-def check_same_plan(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to go on with another order of samples: compares two `Plan.identity`, raises MismatchError."""
-    wrong = [
-        f"{key} was {saved.get(key)!r} and is {current.get(key)!r}"
-        for key in sorted({*saved, *current})
-        if saved.get(key) != current.get(key)
-    ]
-    if wrong:
-        raise MismatchError(
-            f"the data is not that of the checkpoint: {'; '.join(wrong)}. A source is its name, its weight and the "
-            "digest of its index: bring back the shards and tokenizer that it was made of, or start a new run with "
-            "init.from_run"
-        )
-
-
-def _identity(config: DataConfig, indexes: Sequence[SampleIndex]) -> dict[str, Any]:
+def plan_identity(config: DataConfig, indexes: Sequence[SampleIndex], used: Used) -> dict[str, Any]:
     """All that decides the order of samples and their lengths; paths, prefetch, deadlines and caches do not."""
     video = asdict(config.video)
     for key in ("timeout_seconds", "timeout_per_second", "memory_bytes", "cache_dir", "cache_bytes"):
@@ -254,7 +266,10 @@ def _identity(config: DataConfig, indexes: Sequence[SampleIndex]) -> dict[str, A
     budgets = {
         key: getattr(config, key) for key in ("tokens_per_row", "patches_per_row", "rows_per_step", "window", "seed")
     } | {key: getattr(config, key) for key in ("weights_are", "run_length", "too_long")}
-    return {"version": PLAN_VERSION, "sources": sources, "image": asdict(config.image), "video": video, **budgets}
+    begun = {"used": used_digest(used)} if used else {}
+    parts = {"version": PLAN_VERSION, "sources": sources, "image": asdict(config.image), "video": video}
+    identity: dict[str, Any] = json.loads(json.dumps(parts | budgets | begun))  # lists, as a checkpoint has them
+    return identity
 
 
 def _cost(tokens: Int64, patches: Int64) -> Int64:

@@ -217,7 +217,7 @@ def test_closing_is_quick_and_ends_the_stream(make_source: Make, make_config: Ma
 def test_ranks_that_do_not_fit_are_refused(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
     config = make_config(make_source(clips=False))
     plan, reader = open_run(config, tokenizer)
-    for rank, size in ((1, 1), (0, 3), (-1, 2)):
+    for rank, size in ((1, 1), (0, 5), (-1, 2)):
         with pytest.raises(ValueError, match="rows_per_step 4"):
             Loader(config, plan, InThread(reader), rank, size, Cursor(), lambda _: None)
 

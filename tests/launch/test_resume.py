@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.config import SourceConfig
 from launch.checkout import ROOT
 from launch.cli import main
 from launch.resume import ResumeError, plan_resume
@@ -81,6 +82,8 @@ def test_a_group_of_the_recipes_replaces_the_saved_one(run_dir: Path) -> None:
     ("override", "told"),
     [
         ("seed=5", "seed: 0 -> 5"),
+        ("data.seed=5", "data.seed: 0 -> 5 (it is the order of samples itself"),
+        ("data.run_length=2", "data.run_length: 1 -> 2 (it is the order of samples itself"),
         ("data.window=99", "data.window: 512 -> 99"),
         ("data.rows_per_step=8", "data.rows_per_step: 4 -> 8"),
         ("model.vision.depth=2", "model.vision.depth: 4 -> 2"),
@@ -97,12 +100,69 @@ def test_what_is_learned_may_not_change_unnoticed(run_dir: Path, override: str, 
     with pytest.raises(ResumeError) as caught:
         plan_resume(run_dir, overrides)
     assert told in str(caught.value)
-    assert "--allow" in str(caught.value)
-    if override.startswith("data."):
-        with pytest.raises(ResumeError, match="even --allow cannot"):
-            plan_resume(run_dir, overrides, allow=True)
-    else:
-        assert plan_resume(run_dir, overrides, allow=True).run.resume
+    if override.startswith(("model", "data.seed", "data.run_length")):
+        assert "--allow" not in str(caught.value) and "init.from_run" in str(caught.value)
+        with pytest.raises(ResumeError, match="cannot be gone on from"):
+            plan_resume(run_dir, overrides, allow=["data", "model", "stage"])
+        return
+    key = ".".join(override.split("=")[0].split(".")[:2])
+    assert f"add --allow {key} if that is meant" in str(caught.value)
+    resume = plan_resume(run_dir, overrides, allow=[key])
+    assert resume.run.new_segment == ((key.removeprefix("data."),) if key.startswith("data.") else ())
+    assert any(text.startswith("new_segment=") for text in resume.arguments) == key.startswith("data.")
+
+
+def test_what_is_allowed_is_named_and_changes(run_dir: Path) -> None:
+    overrides = ["data.window=99", "data.rows_per_step=8", "stage.steps=9999"]
+    with pytest.raises(ResumeError, match="--allow data.rows_per_step --allow data.window --allow stage.steps if"):
+        plan_resume(run_dir, overrides)
+    with pytest.raises(ResumeError, match=r"data\.rows_per_step: 4 -> 8\nleave .* --allow data\.rows_per_step if"):
+        plan_resume(run_dir, overrides, allow=["data.window", "stage"])
+    with pytest.raises(ResumeError, match="--allow model names nothing that changes; .* needs it: data.window"):
+        plan_resume(run_dir, overrides[:1], allow=["data.window", "model"])
+    with pytest.raises(ResumeError, match="--allow data.win names nothing|add --allow data.window"):
+        plan_resume(run_dir, overrides[:1], allow=["data.win"])
+    assert plan_resume(run_dir, overrides, allow=["data", "stage.steps"]).run.new_segment == ("rows_per_step", "window")
+    with pytest.raises(ResumeError, match="needs it: nothing"):
+        plan_resume(run_dir, allow=["data"])
+
+
+def test_sources_go_by_their_names(run_dir: Path) -> None:
+    def asked(*sources: SourceConfig) -> list[str]:
+        listed = (f"{{name: {one.name}, path: {one.path}, weight: {one.weight}}}" for one in sources)
+        return [f"data.sources=[{', '.join(listed)}]"]
+
+    first, *others = plan_resume(run_dir).run.data.sources
+    with pytest.raises(ResumeError) as caught:
+        plan_resume(run_dir, asked(SourceConfig(name="new", path="/somewhere", weight=0.5), first, *others))
+    assert "data.sources.new.weight: absent -> 0.5" in str(caught.value)
+    assert f"data.sources.{first.name}" not in str(caught.value) and "add --allow data.sources if" in str(caught.value)
+    with pytest.raises(ResumeError, match=f"data.sources: {first.name}, .* -> {others[0].name}, "):
+        plan_resume(run_dir, asked(*others, first))
+    moved = plan_resume(run_dir, asked(replace(first, path="/elsewhere"), *others))
+    assert [str(change) for change in moved.changed] == [f"data.sources.{first.name}.path: {first.path} -> /elsewhere"]
+    assert moved.run.new_segment == ()
+
+
+def test_a_world_that_the_rows_do_not_divide_keeps_them(run_dir: Path) -> None:
+    resume = plan_resume(run_dir, processes=3)
+    assert resume.run.data.rows_per_step == 4
+    assert {"  processes: 2 -> 3", "  replicas: 2, of 4 rows a step -> 3, of 4 rows a step"} < set(resume.lines)
+    assert resume.lines[-1].startswith("NPROC_PER_NODE=3 launch/torchrun.sh")
+    with pytest.raises(RecipeError, match=r"leave none for some of 5 replicas"):
+        plan_resume(run_dir, processes=5)
+
+
+def test_a_cluster_job_says_how_many_processes_there_are(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNODES", "2")
+    assert plan_resume(run_dir).environment == {}
+    assert plan_resume(run_dir, processes=2).environment == {"NPROC_PER_NODE": "2"}
+    assert "  processes: 2 -> 4" in plan_resume(run_dir, processes=2).lines
+    monkeypatch.setenv("NPROC_PER_NODE", "1")
+    assert plan_resume(run_dir).environment == {}
+    assert not any("processes" in line for line in plan_resume(run_dir).lines)
+    with pytest.raises(RecipeError, match="6 replicas"):
+        plan_resume(run_dir, processes=3)
 
 
 def test_an_override_that_cannot_be_run_is_refused_as_in_training(run_dir: Path) -> None:
@@ -137,13 +197,15 @@ def test_print_shows_changes_and_command_and_starts_nothing(run_dir: Path, capsy
         return capsys.readouterr().out.splitlines()
 
     commit = plan_resume(run_dir).commit.path
-    first, *changes, command = lines("log.every_steps=3", "parallel=tp2")
+    first, *changes, command = lines("log.every_steps=3", "parallel=tp2", "--allow", "data", "data.window=99")
     assert first.startswith(f"going on after step 7, from {commit} of 20")
     assert {"  log.every_steps: 10 -> 3", "  parallel.tensor: 1 -> 2"} <= set(changes)
+    segment = "data, in a new segment of the plan from step 8 on:"
+    assert changes[0] == "layout:" and changes[-4:] == [segment, "  data.window: 512 -> 99", "the run:", changes[-1]]
     assert not any("learning_rates" in line or "resume" in line for line in changes)
     words = shlex.split(command)
     assert words[:4] == ["NPROC_PER_NODE=2", "launch/torchrun.sh", "--config-path", str(commit)]
-    assert {"log.every_steps=3", "+parallel=tp2", "resume=true"} < set(words[6:])
+    assert {"log.every_steps=3", "+parallel=tp2", "resume=true", "new_segment=[window]"} < set(words[6:])
     assert lines()[1] == "  nothing changes against the saved recipe"
 
 

@@ -13,12 +13,12 @@ def drawn_anew() -> Mend:
     from data.plan import plan
 
     def make(_: Any) -> Any:
-        def planted(seed: int, name: str, size: int, start: int, count: int, run_length: int = 1) -> Any:
-            return np.random.default_rng([seed, start]).integers(0, size, count)
+        def planted(seed: int, name: str, size: int, places: Any, run_length: int = 1) -> Any:
+            return np.random.default_rng([seed, int(places[0])]).integers(0, size, len(places))
 
         return planted
 
-    return replace_name(plan, "endless_order", make)
+    return replace_name(plan, "samples_at", make)
 
 
 def patches_uncounted() -> Mend:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.plan.plan import Cursor
 from model.canonical import Box
 from parallel.config import ParallelConfig
 from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
@@ -26,7 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def save(run_dir: Path, plan: object, recipe: str = "") -> None:
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
-    save_commit(run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan}, recipe, keep=1)
+    save_commit(
+        run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan, "cursor": Cursor().to_dict()}, recipe, keep=1
+    )
 
 
 def test_a_run_that_has_all_it_needs_is_not_refused(run: RunConfig) -> None:

@@ -139,7 +139,7 @@ def test_the_unchanged_recipe_is_not_refused() -> None:
     ("overrides", "world_size", "words"),
     [
         (["parallel.tensor=2"], 3, ["3 processes", "parallel.tensor=2", "multiple of 2"]),
-        ([], 3, ["data.rows_per_step=4", "3 replicas", "data.rows_per_step=6 or 3"]),
+        ([], 5, ["data.rows_per_step=4", "5 replicas", "start fewer processes", "data.rows_per_step=5"]),
         (["data.rows_per_step=1"], 2, ["data.rows_per_step=1", "data.rows_per_step=2"]),
     ],
 )

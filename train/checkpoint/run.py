@@ -28,6 +28,7 @@ from train.checkpoint.entries import (
     state_held,
     weights_to_write,
 )
+from train.checkpoint.generators import state_file
 from train.checkpoint.load import read_tensors
 from train.checkpoint.save import Contents, Outcome, Saver
 from train.checkpoint.tensors import write_whole
@@ -166,7 +167,14 @@ class RunCheckpoints:
         if resumed is not None and resumed.path.parent == Path(run_dir).resolve() / "checkpoints":
             self._remember(resumed.files)
 
-    def save(self, step: int, told: Mapping[str, Any], recipe: str, records: Sequence[Mapping[str, Any]] = ()) -> None:
+    def save(
+        self,
+        step: int,
+        told: Mapping[str, Any],
+        recipe: str,
+        records: Sequence[Mapping[str, Any]] = (),
+        random: Sequence[Chunk] = (),
+    ) -> None:
         """Copy the state as it is now; it is written while the caller goes on.
 
         Args:
@@ -175,11 +183,17 @@ class RunCheckpoints:
                 environment's versions are added. Rank 0's is written.
             recipe: the resolved recipe, YAML; rank 0's is written.
             records: samples of this rank that could not be used.
+            random: states of this rank's generators (train/checkpoint/generators.py).
         """
-        self._saver.save(lambda: self._contents(step, told, recipe, records))
+        self._saver.save(lambda: self._contents(step, told, recipe, records, random))
 
     def _contents(
-        self, step: int, told: Mapping[str, Any], recipe: str, records: Sequence[Mapping[str, Any]]
+        self,
+        step: int,
+        told: Mapping[str, Any],
+        recipe: str,
+        records: Sequence[Mapping[str, Any]],
+        random: Sequence[Chunk],
     ) -> Contents:
         kept = self._unchanged()
         rank = rank_in(self._group)
@@ -191,6 +205,7 @@ class RunCheckpoints:
         if self._optimizer is not None:
             fragments = self._optimizer.fragments()
             files[f"{OPTIMIZER}.{rank:05d}{TENSORS}"] = list(state_held(fragments, self._boxes, self._writer))
+        files[state_file(rank)] = list(random)
         added = {
             "step": step,
             "steps_taken": self._optimizer.steps_taken if self._optimizer else None,

@@ -23,6 +23,7 @@ from train.checkpoint.boxes import Chunk, Shape, inside, overlap
 
 FORMAT = "triptych boxes 1"
 _WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+_WORDS |= {torch.uint8: "U8", torch.int64: "I64"}  # of random states
 _DTYPES = {word: dtype for dtype, word in _WORDS.items()}
 
 
