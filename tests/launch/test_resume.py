@@ -114,13 +114,13 @@ def test_what_is_learned_may_not_change_unnoticed(run_dir: Path, override: str, 
 
 def test_what_is_allowed_is_named_and_changes(run_dir: Path) -> None:
     overrides = ["data.window=99", "data.rows_per_step=8", "stage.steps=9999"]
-    with pytest.raises(ResumeError, match="--allow data.rows_per_step --allow data.window --allow stage.steps if"):
+    with pytest.raises(ResumeError, match=r"--allow data.rows_per_step --allow data.window --allow stage.steps if"):
         plan_resume(run_dir, overrides)
     with pytest.raises(ResumeError, match=r"data\.rows_per_step: 4 -> 8\nleave .* --allow data\.rows_per_step if"):
         plan_resume(run_dir, overrides, allow=["data.window", "stage"])
-    with pytest.raises(ResumeError, match="--allow model names nothing that changes; .* needs it: data.window"):
+    with pytest.raises(ResumeError, match=r"--allow model names nothing that changes; .* needs it: data.window"):
         plan_resume(run_dir, overrides[:1], allow=["data.window", "model"])
-    with pytest.raises(ResumeError, match="--allow data.win names nothing|add --allow data.window"):
+    with pytest.raises(ResumeError, match=r"--allow data.win names nothing|add --allow data.window"):
         plan_resume(run_dir, overrides[:1], allow=["data.win"])
     assert plan_resume(run_dir, overrides, allow=["data", "stage.steps"]).run.new_segment == ("rows_per_step", "window")
     with pytest.raises(ResumeError, match="needs it: nothing"):
