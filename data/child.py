@@ -3,14 +3,31 @@
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that this thread starts in here never hear the signals that ask a run to end.
+
+    Those reach whole process groups and jobs, while a run goes on to the end of its step and needs its data: a decoder
+    that ended by one would leave a placeholder in the place of its clip. Blocked from before their first instruction.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_child(
@@ -18,17 +35,18 @@ def start_child(
 ) -> "subprocess.Popen[bytes]":
     """Run `module` of this checkout, with pipes to its stdin and stdout or without; no fork of a process with threads.
 
-    -P: else a `data` in the working folder would be run instead. SIGINT is for the parent, which ends its children.
+    -P: else a `data` in the working folder would be run instead. Signals are for the parent, which ends its children.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments],
-        stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-        stdout=subprocess.PIPE if pipes else None,
-        env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},  # a core each
-        pass_fds=pass_fds,
-        process_group=0,
-    )
+    with deaf():
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *arguments],
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else None,
+            env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},  # a core each
+            pass_fds=pass_fds,
+            process_group=0,
+        )
 
 
 def finish_child(child: "subprocess.Popen[bytes]", seconds: float = 10.0) -> None:

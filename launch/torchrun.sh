@@ -58,5 +58,6 @@ else
 fi
 
 # No restarts inside: a run that fails goes on from its newest checkpoint by `triptych resume`, on purpose and logged.
-exec "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" --max-restarts=0 \
+# It leaves with 75 if the run was asked to end and can be started again (RUN/verdict.json).
+exec "$PYTHON" -m launch.torchrun --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" --max-restarts=0 \
   "${rendezvous[@]}" -m train "$@"

@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from parallel.grid import Grid
 from parallel.peers import Order, Peers
-from parallel.verdict import Facts, Lost, Names, brief_lines, choose, headline, report
+from parallel.verdict import Facts, Lost, Names, brief_lines, choose, headline, place_of, report
 
 
 class Limits:
@@ -28,11 +29,16 @@ class Limits:
         """Between signs of life."""
 
 
+Conclude = Callable[[bool, str, int], None]
+"""Writes the run's verdict: whether the run was asked to end and nothing failed, the reason, and steps finished."""
+
+
 class Judge:
     """Decides on the lowest rank that lives."""
 
-    def __init__(self, peers: Peers, grid: Grid, limits: Limits, run_dir: Path) -> None:
+    def __init__(self, peers: Peers, grid: Grid, limits: Limits, run_dir: Path, conclude: Conclude) -> None:
         self._peers = peers
+        self._conclude = conclude
         self._grid = grid
         self._limits = limits
         self._folder = run_dir / "faults"
@@ -67,8 +73,10 @@ class Judge:
         for rank in expected:
             if (found := self._peers.lost(rank, answers, patience)) is not None:
                 lost[rank] = found
-        told = {post.rank for post in posts if post.kind in ("raised", "asked")}
-        unsettled = told and not lost and not told >= set(answers) and waited < self._limits.settle
+        told = {post.rank for post in posts if post.kind in ("raised", "asked", "stopped")}
+        orderly = {post.kind for post in posts} <= {"request", "stopped"}
+        settle = self._limits.answer if orderly else self._limits.settle  # files are still closed, uploads finished
+        unsettled = told and not lost and not told >= set(answers) and waited < settle
         if expected - set(lost) or unsettled:
             return None
         return Facts(grid=self._grid, posts=posts, answers=answers, lost=lost)
@@ -80,6 +88,9 @@ class Judge:
         line = "" if verdict.brief else f"{headline(verdict, facts)}; told in {path}"
         message = brief_lines(facts) if verdict.brief else report(verdict, facts, names)
         say(message if verdict.brief else f"[rank {self._peers.rank}] the job ends: {message}kept in {path}\n")
+        place, _ = place_of(verdict.rank, facts)
+        reason = message.strip() if verdict.brief else headline(verdict, facts)
+        self._conclude(verdict.again, reason, place.steps_done if place is not None else 0)
         lost = tuple(facts.lost)
         self._peers.publish(
             Order(code=verdict.code, teller=self._peers.rank, line=line, living=len(facts.answers), lost=lost)

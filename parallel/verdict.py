@@ -7,8 +7,10 @@ from typing import Literal, get_args
 from parallel.grid import Grid
 from parallel.place import Place, State
 
-FAULT_CODE, MENDABLE_CODE = 1, 2
-"""Exit codes: something failed; the user can mend it by what the message says. A signal's is 128 + its number."""
+FAULT_CODE, MENDABLE_CODE, AGAIN_CODE = 1, 2, 75
+"""Exit codes: something failed; the user can mend it by what the message says; the run was asked to end, has done so in
+order and can be started again (EX_TEMPFAIL of sysexits.h). A signal's, where it ended the job at once, is 128 + its
+number."""
 
 CURE = "raise parallel.timeout_seconds if it only needs longer"
 
@@ -26,8 +28,9 @@ class Post:
 
     rank: int
     """Whom it is about."""
-    kind: Literal["raised", "stalled", "asked", "missed"]
-    """It raised; it has not moved for too long; a signal asked it to end; another rank misses its signs of life."""
+    kind: Literal["raised", "stalled", "asked", "missed", "request", "stopped"]
+    """It raised; it has not moved for too long; a signal asked it to end at once; another rank misses its signs of
+    life. Or a signal asked it to end in order, which is no trouble yet; it has done so."""
     text: str
     """The error with its type, the signal's name, or how long."""
     message: str = ""
@@ -92,6 +95,8 @@ class Verdict:
     code: int
     brief: bool = False
     """The same happened to every rank, and its own words say all: no stacks."""
+    again: bool = False
+    """The job was asked to end, and nothing failed."""
 
 
 def choose(facts: Facts) -> Verdict:
@@ -110,11 +115,14 @@ def choose(facts: Facts) -> Verdict:
         everywhere = {post.rank for post in raised if post.mendable} >= set(range(facts.grid.world_size))
         code = MENDABLE_CODE if raised[0].mendable else FAULT_CODE
         return Verdict(rank=raised[0].rank, what=f"raised {raised[0].text}", code=code, brief=everywhere)
+    stopped = [post for post in facts.posts if post.kind == "stopped"]
+    if stopped:  # by then what was to be saved is, whoever says so
+        return Verdict(rank=stopped[0].rank, what=_request(facts), code=AGAIN_CODE, brief=True, again=True)
     asked = [post for post in facts.posts if post.kind == "asked"]
     if asked:
         everywhere = {post.rank for post in asked} >= set(facts.answers)
         what = f"was asked to end by {asked[0].text}"
-        return Verdict(rank=asked[0].rank, what=what, code=128 + asked[0].signal, brief=everywhere)
+        return Verdict(rank=asked[0].rank, what=what, code=128 + asked[0].signal, brief=everywhere, again=True)
     if facts.lost:
         rank = min(facts.lost)
         return Verdict(rank=rank, what=f"never joined the others; {CURE}", code=FAULT_CODE)
@@ -125,6 +133,11 @@ def choose(facts: Facts) -> Verdict:
     if missed:
         return Verdict(rank=missed[0].rank, what=f"gave {missed[0].text}", code=FAULT_CODE)
     return _stalled(facts)
+
+
+def _request(facts: Facts) -> str:
+    text = next((f"{post.text} to rank {post.rank}" for post in facts.posts if post.kind == "request"), "a signal")
+    return f"was asked to end by {text}"
 
 
 def _of_lost(lost: Lost) -> str:
@@ -161,9 +174,10 @@ def brief_lines(facts: Facts) -> str:
     """What all ranks met alike, each text once."""
     raised = [(f"{post.message} ({post.where})", post.rank) for post in facts.posts if post.kind == "raised"]
     place = facts.answers[min(facts.answers)].place
+    stopped = [(f"{_request(facts)}: {post.text}", post.rank) for post in facts.posts if post.kind == "stopped"]
     asked = [(f"ended as {post.text} asked, at {place}", post.rank) for post in facts.posts if post.kind == "asked"]
     texts: dict[str, list[int]] = {}
-    for text, rank in raised or asked:
+    for text, rank in raised or stopped or asked:
         texts.setdefault(text, []).append(rank)
     return "".join(f"[{_ranks(ranks)}] {text}\n" for text, ranks in texts.items())
 

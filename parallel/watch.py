@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -23,13 +24,15 @@ import torch.distributed as dist
 from parallel import stacks
 from parallel.config import ParallelConfig
 from parallel.grid import Grid
-from parallel.judge import Judge, Limits, keep, say
+from parallel.judge import Conclude, Judge, Limits, keep, say
 from parallel.peers import Order, Peers, own_store
-from parallel.place import OPEN_ENDED, Board, SharedMemory
+from parallel.place import OPEN_ENDED, Board, SharedMemory, kill_the_others
+from parallel.stop import Stop
 from parallel.verdict import FAULT_CODE, Answer, Names, Post, name_of
 from parallel.world import world_size_from_launcher
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""They ask a run to end. torchrun hands on SIGHUP too, whatever it was told to do about it, when a terminal closes."""
 _BROKEN = ("onnection closed by peer", "onnection reset", "roken pipe", "onnection refused", "imed out", "NCCL error")
 """What gloo, NCCL and sockets say on the ranks around one that has ended, or never came."""
 _ALERT_SECONDS = 0.1
@@ -39,14 +42,23 @@ class Watch:
     """Watches this rank and the others as long as its `with` lasts. Enter it in the main thread, before the world.
 
     Signals that ask a process to end are taken over meanwhile: torchrun sends them as soon as one rank has gone, and
-    the others still have something to say. A job that is asked to end from outside does so at once.
+    the others still have something to say. A job that is asked to end from outside does so in order while it trains
+    (parallel/stop.py); at once before and after that, and when it is asked again.
     """
 
-    def __init__(self, config: ParallelConfig, run_dir: str | Path, mendable: tuple[type[BaseException], ...]) -> None:
+    def __init__(
+        self,
+        config: ParallelConfig,
+        run_dir: str | Path,
+        mendable: tuple[type[BaseException], ...],
+        conclude: Conclude = lambda again, reason, step: None,
+    ) -> None:
         """Args:
         run_dir: gets a file in `faults/` where there is something to tell.
         mendable: errors whose message is all that the user needs, if every rank raises one.
+        conclude: called by the rank that ends the job, or by each rank that ends alone.
         """
+        self._conclude = conclude
         self._timeout = config.timeout_seconds
         self._limits = Limits(config.timeout_seconds)
         self._rank = int(os.environ.get("RANK", "0"))
@@ -58,6 +70,8 @@ class Watch:
         """Where the main thread says what it is at."""
         self.names: Names | None = None
         """How to name samples, once there is a plan."""
+        self.stop = Stop(self._rank, self._grid.world_size, lambda: own_store(self._timeout), self.say_stopped)
+        """How the run ends in order."""
         self._over = threading.Event()
         self._met = threading.Event()
         self._to_post: list[Post] = []
@@ -73,7 +87,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         self._peers = Peers(own_store(self._timeout), self._rank, self._grid.world_size, self._shared.fd)
         self._outermost = stacks.depth() - 1
-        self._judge = Judge(self._peers, self._grid, self._limits, self._run_dir)
+        self._judge = Judge(self._peers, self._grid, self._limits, self._run_dir, self._conclude)
         # Python runs its handlers in the main thread, which may be stuck; the bell rings all the same.
         self._old_bell = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         self._old_handlers = {number: signal.signal(number, self.park_main_thread) for number in SIGNALS}
@@ -110,6 +124,8 @@ class Watch:
 
     def raised(self, error: BaseException) -> NoReturn:
         """Tell of an error of the main thread. The process ends with the job."""
+        if self.stop.dropped:  # what is being saved does not need the main thread, nor what it was stuck in
+            self._thread.join()
         last = traceback.extract_tb(error.__traceback__)[-1]
         words = "".join(traceback.format_exception_only(error)).strip()
         mendable = isinstance(error, self._mendable)
@@ -130,12 +146,25 @@ class Watch:
         say(self._traceback)  # nobody else will
         os._exit(FAULT_CODE)
 
-    def park_main_thread(self, number: int, _: FrameType | None) -> None:
-        """Handler of `SIGNALS`: hold the main thread still until the process ends.
+    def stopped(self, text: str) -> NoReturn:
+        """Say that the run has ended in order, with all saved and closed. The process ends with the job."""
+        sys.stdout.flush()  # what ends the process does not
+        self.say_stopped(text)
+        self._thread.join()
+        os._exit(FAULT_CODE)  # not reached
 
-        The signal ends decoders as well. A main thread that went on could train on the placeholder of a clip that was
-        being decoded, and save that.
+    def say_stopped(self, text: str) -> None:
+        """The same from another thread."""
+        self._to_post.append(Post(rank=self._rank, kind="stopped", text=text))
+        self._ring()
+
+    def park_main_thread(self, number: int, _: FrameType | None) -> None:
+        """Handler of `SIGNALS`: hold the main thread still until the process ends, unless it ends in order.
+
+        What reads data does not hear these signals (data/child.py), so a main thread that goes on has sound data.
         """
+        if self.stop.requested:
+            return
         self._thread.join(self._timeout)
         os._exit(128 + number)
 
@@ -147,8 +176,11 @@ class Watch:
                     self._met.set()
                 self._notice()
                 self._tell()
-                if self._peers.posts():
+                kinds = {post.kind for post in self._peers.posts()}
+                if kinds - {"request"}:
                     self._end_with_the_job()
+                if kinds:
+                    self.stop.hear()
                 self._listen(self._limits.interval)
             self._peers.beat(self.board.read(), done=True)
         except dist.DistError as error:
@@ -161,9 +193,17 @@ class Watch:
         if select.select([self._ears], [], [], seconds)[0]:
             for number in self._ears.recv(4096):
                 if number in SIGNALS:
-                    self._signal = number
-                    text = signal.Signals(number).name
-                    self._to_post.append(Post(rank=self._rank, kind="asked", text=text, signal=number))
+                    self._signalled(number)
+
+    def _signalled(self, number: int) -> None:
+        meaning = self.stop.signalled()
+        text = signal.Signals(number).name
+        if meaning == "first":
+            self.stop.hear()
+            self._to_post.append(Post(rank=self._rank, kind="request", text=text, signal=number))
+        if meaning == "now":
+            self._signal = number
+            self._to_post.append(Post(rank=self._rank, kind="asked", text=text, signal=number))
 
     def _ring(self) -> None:
         with suppress(BlockingIOError):  # it rings already
@@ -176,7 +216,7 @@ class Watch:
             self._spot, self._moved = (place.changes, wait), time.monotonic()
         seconds = time.monotonic() - self._moved
         limit = self._limits.start if place.phase == "start" else self._limits.stall
-        if seconds > limit and (wait is not None or place.phase not in OPEN_ENDED):
+        if seconds > limit and (wait is not None or place.phase not in OPEN_ENDED) and not self.stop.dropped:
             self._to_post.append(Post(rank=self._rank, kind="stalled", text=f"no move for {seconds:.0f} s"))
         if self._judge.is_lowest(self._limits.silence):
             for rank, seconds in self._judge.missed().items():
@@ -243,10 +283,11 @@ class Watch:
             keep(
                 path, f"{place}: {why}\n{self._traceback or stacks.main_stack(self._outermost)}{stacks.other_stacks()}"
             )
+        self._conclude(bool(self._signal), f"rank {self._rank}: {why}", self.board.read().steps_done)
         self._exit(128 + self._signal if self._signal else FAULT_CODE)
 
     def _exit(self, code: int) -> NoReturn:
         """End the process from this thread, and its decoders, which may not see that nobody waits for them any more."""
         if os.getsid(0) == os.getpid():  # torchrun makes each rank a session of its own, so all of the group is ours
-            os.killpg(0, signal.SIGTERM)
+            kill_the_others()
         os._exit(code)

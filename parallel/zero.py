@@ -17,11 +17,12 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
-from parallel.collectives import any_of
+from parallel.collectives import any_of, sum_over
 from parallel.config import ParallelConfig
 from parallel.gradients import finish_model_gradients
 from parallel.groups import Groups
 from parallel.replicas import have_parted, mean_copy
+from parallel.stop import Stop
 from parallel.zero_config import Mpu, deepspeed_config
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
@@ -127,14 +128,18 @@ class ZeroOptimizer:
         else:
             self._engine.allreduce_gradients()
 
-    def step(self) -> float:
+    def step(self, stop: Stop | None = None) -> float:
         """Clip, update, gather weights. Returns the global gradient norm before clipping.
 
         The norm is the same number on every rank; where a gradient is not finite on any rank, none updates, gradients
-        are dropped and the return is infinite.
+        are dropped and the return is infinite. A request to end the run is agreed on beside that; where `stop` has
+        dropped the step, this does not return.
         """
         # DeepSpeed's norm leaves out copies that other ranks hold too, and a rank that alone saw nan would update.
-        if any_of(None, not self._gradients_are_finite()):
+        unfit, asked = sum_over(None, [not self._gradients_are_finite(), stop is not None and stop.asks()])
+        if stop is not None:
+            stop.admit(asked > 0)
+        if unfit > 0:
             self.drop_gradients()
             return math.inf
         self._engine.step()

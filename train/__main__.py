@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from functools import partial
 
 import hydra
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from parallel.verdict import MENDABLE_CODE
 from parallel.watch import Watch
 from parallel.world import distributed, world_size_from_launcher
+from train.ending import conclude
 from train.faults import MENDABLE
 from train.resolve import loosen, to_run_config
 from train.trainer import Trainer
@@ -25,7 +27,7 @@ def main(raw: DictConfig) -> None:
         print(f"[rank {os.environ.get('RANK', '0')}] {fault} ({place.filename}:{place.lineno})", file=sys.stderr)
         raise SystemExit(MENDABLE_CODE) from None
     with (
-        Watch(run.parallel, run.run_dir, MENDABLE) as watch,
+        Watch(run.parallel, run.run_dir, MENDABLE, partial(conclude, run.run_dir)) as watch,
         distributed(run.parallel, run.seed) as groups,
         watch.telling(),
     ):

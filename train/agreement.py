@@ -1,8 +1,9 @@
 """Work that all ranks do together: what fails on one rank fails on all, with every rank's reason, and none waits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -20,6 +21,14 @@ def rank_in(group: dist.ProcessGroup | None) -> int:
 def size_of(group: dist.ProcessGroup | None) -> int:
     """Ranks of a group (None: the world); 1 without torch.distributed."""
     return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def summed_over(values: Sequence[float], group: dist.ProcessGroup | None) -> list[float]:
+    """Sum a few numbers over a group (None: the world), in fp64."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(total, group=group)
+    return total.tolist()
 
 
 def gathered(what: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:

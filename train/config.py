@@ -78,6 +78,10 @@ class CheckpointConfig:
     keep: int = 2
     commit_seconds: float = 600.0
     """A checkpoint is written beside training; one that is not sealed in this time is given up by all ranks."""
+    grace_seconds: float = 25.0
+    """From the first signal that asks the run to end to when it has ended with its state saved. The least that is
+    usual: preempted cloud machines and Kubernetes give 30 s, SLURM's KillWait and torchrun too. Raise it to what the
+    scheduler gives, so that longer steps are finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

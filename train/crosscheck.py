@@ -3,6 +3,7 @@
 All of it is arithmetic on the recipe, so it runs before any process group, file or device is touched.
 """
 
+import math
 from collections.abc import Iterator
 
 from model.placement import layout_faults
@@ -176,6 +177,10 @@ def _cadence(run: RunConfig) -> Iterator[str]:
         if count is not None and count < 1:
             optional = name in ("stop_after_steps", "checkpoint.every_steps")
             yield f"{name}={count} must be at least 1" + (" or null" if optional else "")
+    for name in ("commit_seconds", "grace_seconds"):
+        seconds = getattr(run.checkpoint, name)
+        if not 0 < seconds < math.inf:
+            yield f"checkpoint.{name}={seconds:g} is a time in seconds; set it to more than 0"
     for name, seed in (("seed", run.seed), ("data.seed", run.data.seed)):
         if not 0 <= seed < 2**63:
             yield f"{name}={seed} must be at least 0 and fit in 63 bits; torch takes no other"

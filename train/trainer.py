@@ -2,8 +2,10 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from model.build import build_model
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
+from parallel.stop import Gathered
 from parallel.watch import Watch
 from parallel.world import peak_flops
 from train import quarantine
@@ -28,12 +31,14 @@ from train.checkpoint.load import find_commit, load_optimizer
 from train.checkpoint.run import RunCheckpoints
 from train.checkpoint.save import Outcome
 from train.config import RunConfig
+from train.ending import clear_ending, write_ending
 from train.faults import sample_names
 from train.first_weights import first_weights
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
 from train.rates import stage_progress
 from train.ready import check_run_folder, open_sources
+from train.rescue import Finished, finished, save_finished
 from train.resolve import to_yaml
 from train.segments import Course, course
 from train.state import TrainState
@@ -46,9 +51,11 @@ class Trainer:
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
         commit = _commit_to_resume(run)
         on_first_rank("going on with the list of bad samples", lambda: quarantine.go_on_from(run.run_dir, commit), None)
+        on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
         self.run = run
         self.groups = groups
         self.watch = watch
+        self.stop = watch.stop
         self.course, indexes, loader_from = _plan_data(run, groups, commit)
         plan, cursor = self.course.plan, self.course.cursor
         watch.names = sample_names(plan, groups.dp_size)
@@ -93,10 +100,12 @@ class Trainer:
             groups=groups,
             stage=run.stage,
             skip_non_finite=run.optimizer.skip_non_finite,
+            stop=self.stop,
         )
 
     def fit(self) -> None:
-        """Train to the end of the stage; save on the way as the recipe says, and at the end."""
+        """Train to the end of the stage, or to where the run is asked to end, which ends the process; save on the way
+        as the recipe says, and at the end."""
         if self.groups.rank == 0:
             peak = peak_flops(self.groups.device)
             everywhere = peak * self.groups.world_size if peak is not None else None
@@ -104,19 +113,32 @@ class Trainer:
             if self._is_over():
                 print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:
-            with self.watch.telling():  # before anything is closed, which may take as long as what failed
-                while not self._is_over():
+            with (
+                self.watch.telling(),  # before anything is closed, which may take as long as what failed
+                self.stop.serving(self.run.checkpoint.grace_seconds, self._rescue),
+            ):
+                while not self._is_over() and not self.stop.agreed:
                     self._take_step()
-                self.checkpoints.finish()
+                saved = self.checkpoints.finish()
         finally:
             self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
+        if self.stop.agreed and not self._is_over():
+            where = f" is saved in {saved.path.name}" if saved is not None else " had been saved"
+            self.watch.stopped(f"step {self.state.step}{where}")
+        if self.groups.rank == 0:
+            write_ending(self.run.run_dir, "done", f"step {self.state.step} was the last", self.state.step)
 
     def _take_step(self) -> None:
         cursor = self.batches.cursor
         self.watch.board.begin_step(self.state.step + 1, (cursor.window, cursor.row))
+        self.stop.begin(self.state.step + 1, self._finished())
         report = train_step(self.parts, self.state)
+        if self._is_over():
+            self.stop.begin(self.state.step + 1, self._finished())
+            self.stop.settle()
+        self.stop.thaw()
         self.loss = report.loss if math.isfinite(report.loss) else self.loss
         self.watch.board.tell("record")
         drift = self._drift()
@@ -124,7 +146,7 @@ class Trainer:
             self.metrics.record(self.state, report, self.progress, drift)
         self.checkpoints.poll()
         every = self.run.checkpoint.every_steps
-        if self._is_over() or (every is not None and self.state.step % every == 0):
+        if self._is_over() or self.stop.agreed or (every is not None and self.state.step % every == 0):
             self.save()
 
     @property
@@ -150,23 +172,39 @@ class Trainer:
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
-        self.checkpoints.save(
-            self.state.step,
-            {
-                "stage": self.run.stage.name,
-                "loss": self.loss,
-                "counters": self.state.to_dict(),
-                **self.course.told(self.batches.cursor),
-                "chain": self.chain,
-                "seed": self.run.seed,
-                "world_size": self.groups.world_size,
-            },
-            to_yaml(replace(self.run, new_segment=())),  # that segment is open, and is asked for anew or not at all
-            quarantine.records(self.run.run_dir, self.groups.dp_rank) if self.groups.is_reader else (),
-            states(self.groups),
-        )
+        self.checkpoints.save(self.state.step, self._told()(), self._recipe(), self._records(), states(self.groups))
+
+    def _told(self) -> Callable[[], dict[str, Any]]:
+        """Makes what state.json says of the run as it is now."""
+        return partial(self._words, self.state.to_dict(), self.batches.cursor, self.loss)
+
+    def _words(self, counters: dict[str, Any], cursor: Cursor, loss: float | None) -> dict[str, Any]:
+        return {
+            "stage": self.run.stage.name,
+            "loss": loss,
+            "counters": counters,
+            **self.course.told(cursor),
+            "chain": self.chain,
+            "seed": self.run.seed,
+            "world_size": self.groups.world_size,
+        }
+
+    def _recipe(self) -> str:
+        """Without the segment that this start has begun: it is asked for anew or not at all."""
+        return to_yaml(replace(self.run, new_segment=()))
+
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return quarantine.records(self.run.run_dir, self.groups.dp_rank) if self.groups.is_reader else ()
+
+    def _finished(self) -> Finished:
+        return finished(self.state.step, self._told(), states(self.groups), self.groups.device)
+
+    def _rescue(self, state: Finished, gathered: Gathered) -> str:
+        return save_finished(state, gathered, self.checkpoints, self._recipe(), self._records(), self.groups.device)
 
     def _saved(self, outcome: Outcome) -> None:
+        if outcome.fault is None:
+            self.stop.save_seconds = outcome.stall_seconds + outcome.write_seconds
         if outcome.fault is not None and self.groups.rank == 0:
             print(
                 f"the checkpoint of step {outcome.step} was not finished and counts for nothing: {outcome.fault}; "

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from data.child import deaf
 from data.visual import decode_child
 
 START_SECONDS = 60.0  # to import a decoder from a cold network file system
@@ -46,7 +47,8 @@ class DecoderProcess:
         self._owner = os.getpid()
         # -P: else the folder of the script, which holds a types.py, would shadow the standard library.
         command = [sys.executable, "-P", str(Path(decode_child.__file__)), decoder, str(memory_bytes)]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with deaf():
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.answered = 0
         self.spent = 0.0
         """Seconds on the account of the last request; see _Watch."""

@@ -67,7 +67,7 @@ def test_one_node_starts_its_processes(tmp_path: Path) -> None:
     done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", "seed=3", NPROC_PER_NODE="2")
     assert done.returncode == 0, done.stderr
     words = started.splitlines()
-    assert words[:2] == ["-m", "torch.distributed.run"]
+    assert words[:2] == ["-m", "launch.torchrun"]
     assert {"--nnodes=1", "--nproc-per-node=2", "--standalone", "--max-restarts=0"} <= set(words)
     at = words.index("train")
     assert words[at - 1 : at + 4] == ["-m", "train", "--config-name", "quickstart_stage1", "seed=3"]

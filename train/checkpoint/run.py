@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.agreement import CheckpointError, rank_in
+from train.agreement import CheckpointError, rank_in, summed_over
 from train.checkpoint import commits, disk
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
@@ -29,6 +28,7 @@ from train.checkpoint.entries import (
     weights_to_write,
 )
 from train.checkpoint.generators import state_file
+from train.checkpoint.host import Aside
 from train.checkpoint.load import read_tensors
 from train.checkpoint.save import Contents, Outcome, Saver
 from train.checkpoint.tensors import write_whole
@@ -160,11 +160,13 @@ class RunCheckpoints:
         self._tell = tell
         self._group = group
         self._last: Outcome | None = None
+        self._newest: int | None = None
         self._saver = Saver(run_dir, keep=keep, commit_seconds=commit_seconds, tell=self._heard, group=group)
         self._stamps = {part: self._stamp(part) for part in self._frozen}
         self._known: dict[str, dict[str, FileEntry]] = {}
         """On rank 0, the files of frozen parts as they were written last."""
         if resumed is not None and resumed.path.parent == Path(run_dir).resolve() / "checkpoints":
+            self._newest = resumed.step
             self._remember(resumed.files)
 
     def save(
@@ -174,6 +176,7 @@ class RunCheckpoints:
         recipe: str,
         records: Sequence[Mapping[str, Any]] = (),
         random: Sequence[Chunk] = (),
+        aside: Aside | None = None,
     ) -> None:
         """Copy the state as it is now; it is written while the caller goes on.
 
@@ -184,8 +187,14 @@ class RunCheckpoints:
             recipe: the resolved recipe, YAML; rank 0's is written.
             records: samples of this rank that could not be used.
             random: states of this rank's generators (train/checkpoint/generators.py).
+            aside: for a call from another thread while the main thread is held.
         """
-        self._saver.save(lambda: self._contents(step, told, recipe, records, random))
+        self._saver.save(lambda: self._contents(step, told, recipe, records, random, aside), aside)
+
+    def has(self, step: int) -> bool:
+        """Whether the newest checkpoint, written now or gone on from, is sealed and of `step`; alike on every rank
+        once `finish` or a failure of it has been told."""
+        return self._newest == step
 
     def _contents(
         self,
@@ -194,8 +203,9 @@ class RunCheckpoints:
         recipe: str,
         records: Sequence[Mapping[str, Any]],
         random: Sequence[Chunk],
+        aside: Aside | None,
     ) -> Contents:
-        kept = self._unchanged()
+        kept = self._unchanged(aside)
         rank = rank_in(self._group)
         files: dict[str, list[Chunk]] = {
             f"{part}.{rank:05d}{TENSORS}": list(weights_to_write(self._parameters, self._boxes, self._writer, (part,)))
@@ -236,6 +246,8 @@ class RunCheckpoints:
 
     def _heard(self, outcome: Outcome) -> None:
         self._last = outcome
+        if outcome.fault is None:
+            self._newest = outcome.step
         if outcome.fault is None and rank_in(self._group) == 0:
             try:
                 self._remember(open_commit(outcome.path).files)
@@ -247,17 +259,18 @@ class RunCheckpoints:
         for part in self._frozen:
             self._known[part] = {name: entry for name, entry in files.items() if name.startswith(f"{part}.")}
 
-    def _unchanged(self) -> tuple[str, ...]:
-        """Frozen parts that a checkpoint of this run has as they are, the same on every rank. A collective."""
+    def _unchanged(self, aside: Aside | None) -> tuple[str, ...]:
+        """Frozen parts that a checkpoint of this run has as they are, the same on every rank. A collective, but for
+        `aside`."""
         if not self._frozen:
             return ()
         changed = [self._stamp(part) != self._stamps[part] for part in self._frozen]
         known = [bool(self._known.get(part)) for part in self._frozen]
-        numbers = torch.tensor([changed, known], dtype=torch.float64)
-        if dist.is_initialized():
-            dist.all_reduce(numbers, group=self._group)
+        numbers = [*changed, *known]
+        summed = aside.summed(numbers) if aside else summed_over(numbers, self._group)
         self._stamps = {part: self._stamp(part) for part in self._frozen}
-        whole = list(zip(self._frozen, *numbers.tolist(), strict=True))
+        count = len(self._frozen)
+        whole = list(zip(self._frozen, summed[:count], summed[count:], strict=True))
         for part, changes, _ in whole:
             if changes:
                 self._known.pop(part, None)

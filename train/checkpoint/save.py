@@ -23,21 +23,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from train.agreement import on_first_rank, rank_in, size_of
+from train.agreement import on_first_rank, rank_in, size_of, summed_over
 from train.checkpoint import commits, disk
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import FileEntry
+from train.checkpoint.host import Aside, HostCopies, beside
 from train.checkpoint.tensors import write_boxes
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
-_Place = tuple[str, str, tuple[int, ...]]
-"""File, tensor and offset of a chunk."""
 _PATIENCE = 1.5
 """Of those who wait for a save, in times of what it may take: rank 0 gives up first and says why."""
 
@@ -126,26 +123,25 @@ class Saver:
         self._store = dist.PrefixStore(f"checkpoints/{self._token}", base)
         self._count = 0
         self._current: _Save | None = None
-        self._host: dict[_Place, Tensor] = {}
+        self._host = HostCopies()
 
-    def save(self, gather: Callable[[], Contents]) -> None:
-        """Copy what `gather` gives to host memory and have it written. First waits for the save before, if need be."""
+    def save(self, gather: Callable[[], Contents], aside: Aside | None = None) -> None:
+        """Copy what `gather` gives to host memory and have it written. First waits for the save before, if need be.
+
+        With `aside` it is called in another thread than the main one, which must not come here meanwhile.
+        """
         began = time.monotonic()
         self.finish()
-        contents = gather()
+        with beside(aside):
+            contents = gather()
         path = commits.attempt_path(self._run_dir, contents.step, f"{self._token}{self._count % 256:02x}")
         self._count += 1
-        nbytes, fault = self._agreed(contents)
+        nbytes, fault = self._agreed(contents, aside)
         if fault is not None:
             stall = time.monotonic() - began
             self._tell(_outcome(contents.step, path, fault, nbytes, stall, 0.0))
             return
-        held, self._host = self._host, {}  # memory of what is not copied any more, as of a part written once, goes
-        copied = {
-            name: [self._copied(held, name, chunk) for chunk in chunks] for name, chunks in contents.files.items()
-        }
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        copied = self._host.copied(contents.files, aside)
         now = time.monotonic()
         self._current = _Save(
             contents=replace(contents, files={name: chunks for name, chunks in copied.items() if chunks}),
@@ -177,32 +173,21 @@ class Saver:
         """Whether a save is under way whose outcome has not been told."""
         return self._current is not None
 
-    def _agreed(self, contents: Contents) -> tuple[int, str | None]:
-        """(bytes of all ranks, why they cannot be saved), the same on every rank. A collective."""
+    def _agreed(self, contents: Contents, aside: Aside | None) -> tuple[int, str | None]:
+        """(bytes of all ranks, why they cannot be saved), the same on every rank. A collective, but for `aside`."""
         free = 0.0
         if self._rank == 0:
             try:
                 free = float(disk.free_bytes(self._run_dir))
             except OSError:  # all ranks wait for this number; that the folder cannot be reached is told when it is made
                 free = math.inf
-        numbers = torch.tensor([contents.nbytes, free, self._current is not None], dtype=torch.float64)
-        if dist.is_initialized():
-            dist.all_reduce(numbers, group=self._group)
-        nbytes, free, hanging = numbers.tolist()
+        numbers = [contents.nbytes, free, self._current is not None]
+        nbytes, free, hanging = aside.summed(numbers) if aside else summed_over(numbers, self._group)
         if hanging:
             return int(nbytes), f"{hanging:.0f} rank(s) still hang in the save before"
         if nbytes > free:
             return int(nbytes), f"it takes {nbytes / 1e9:.3g} GB, {self._run_dir} has {free / 1e9:.3g} GB left"
         return int(nbytes), None
-
-    def _copied(self, held: Mapping[_Place, Tensor], file: str, chunk: Chunk) -> Chunk:
-        key = (file, chunk.name, chunk.offset)
-        host = held.get(key)
-        if host is None or (host.shape, host.dtype) != (chunk.data.shape, chunk.data.dtype):
-            # Kept for the next save: to pin memory takes longer than to copy into it.
-            host = torch.empty_like(chunk.data, device="cpu", pin_memory=chunk.data.device.type == "cuda")
-        self._host[key] = host
-        return replace(chunk, data=host.copy_(chunk.data, non_blocking=True))
 
     def _write(self, save: _Save) -> None:
         """What the thread does."""

@@ -1,0 +1,73 @@
+"""How a run ended, in a file that launch scripts read: RUN/verdict.json.
+
+    {"verdict": "again", "step": 812, "commit": "step_00000812.9ac41e01", "reason": "was asked to end by SIGUSR1 ...",
+     "when": "2026-11-22T03:00:00Z"}
+
+torchrun turns whatever its processes leave with into 1, so an exit code cannot tell a run that is to be started again
+from one that has failed.
+"""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from train.checkpoint.commits import attempts
+
+VERDICT = "verdict.json"
+Word = Literal["again", "done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """What verdict.json says."""
+
+    verdict: Word
+    """Asked to end before the stage was over, so start it again; the stage or `stop_after_steps` reached; a fault."""
+    step: int
+    """Steps of the stage that were finished. The commit may be of an earlier one."""
+    commit: str | None
+    """Folder of the newest sealed checkpoint, None if there is none."""
+    reason: str
+    when: str
+    """UTC."""
+
+
+def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> None:
+    """Write the file, by rename; raises OSError. To be called by one process, when there is nothing more to save."""
+    folder = Path(run_dir)
+    newest = next((attempt.path.name for attempt in attempts(folder) if attempt.sealed), None)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ending = Ending(verdict=verdict, step=step, commit=newest, reason=reason, when=when)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{VERDICT}.{os.getpid()}"
+    with partial.open("w") as file:
+        file.write(json.dumps(asdict(ending), indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / VERDICT)
+
+
+def conclude(run_dir: str | Path, again: bool, reason: str, step: int) -> None:
+    """For the watch, which ends a job that did not end by itself. Where nothing can be written there is no verdict, and
+    that reads as failed."""
+    with suppress(OSError):
+        write_ending(run_dir, "again" if again else "failed", reason, step)
+
+
+def clear_ending(run_dir: str | Path) -> None:
+    """A run begins: what is said of an earlier start of it holds no more. Raises OSError."""
+    (Path(run_dir) / VERDICT).unlink(missing_ok=True)
+
+
+def read_ending(run_dir: str | Path) -> Ending | None:
+    """What the file says; None if there is none that can be read."""
+    try:
+        told = json.loads((Path(run_dir) / VERDICT).read_text())
+        ending = Ending(**told)
+    except (OSError, ValueError, TypeError):
+        return None
+    return ending if ending.verdict in get_args(Word) else None
