@@ -26,8 +26,8 @@ class Fault:
     """What happens to one rank, once."""
 
     kind: str
-    """raise, mendable (a ValueError), kill, stop, sleep, spin (keeps Python's lock to itself); or, from outside while
-    it sleeps, ask (torchrun gets a SIGTERM) and orphan (a SIGKILL)."""
+    """raise, mendable (a ValueError), kill, stop, sleep, spin (keeps Python's lock to itself), "pause SECONDS"; or, from
+    outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
     where: str
     """decode (in the loader's thread), data, forward, backward, reduce, update or save."""
     rank: int | None = None
@@ -103,6 +103,9 @@ def strike(kind: str) -> None:
         raise ValueError("planted fault that a user can mend")
     if kind == "spin":
         re.match(r"(a+)+$", "a" * 64 + "b")  # for longer than anybody lives
+    if kind.startswith("pause"):
+        time.sleep(float(kind.split()[1]))
+        return
     signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
     if kind in signals:
         os.kill(os.getpid(), signals[kind])
