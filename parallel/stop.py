@@ -134,6 +134,11 @@ class Stop:
         """Whether the main thread goes on at a signal."""
         return self.serving_now or self._first_signal is not None
 
+    @property
+    def heard(self) -> bool:
+        """Whether there is a request."""
+        return self._heard is not None
+
     def hear(self) -> None:
         """There is a request, on this rank or another. Kept until training begins."""
         with self._changed:

@@ -117,7 +117,9 @@ def choose(facts: Facts) -> Verdict:
         return Verdict(rank=raised[0].rank, what=f"raised {raised[0].text}", code=code, brief=everywhere)
     stopped = [post for post in facts.posts if post.kind == "stopped"]
     if stopped:  # by then what was to be saved is, whoever says so
-        return Verdict(rank=stopped[0].rank, what=_request(facts), code=AGAIN_CODE, brief=True, again=True)
+        return Verdict(
+            rank=stopped[0].rank, what=f"ended as {_request(facts)} asked", code=AGAIN_CODE, brief=True, again=True
+        )
     asked = [post for post in facts.posts if post.kind == "asked"]
     if asked:
         everywhere = {post.rank for post in asked} >= set(facts.answers)
@@ -136,8 +138,7 @@ def choose(facts: Facts) -> Verdict:
 
 
 def _request(facts: Facts) -> str:
-    text = next((f"{post.text} to rank {post.rank}" for post in facts.posts if post.kind == "request"), "a signal")
-    return f"was asked to end by {text}"
+    return next((f"{post.text} to rank {post.rank}" for post in facts.posts if post.kind == "request"), "a signal")
 
 
 def _of_lost(lost: Lost) -> str:
@@ -174,7 +175,9 @@ def brief_lines(facts: Facts) -> str:
     """What all ranks met alike, each text once."""
     raised = [(f"{post.message} ({post.where})", post.rank) for post in facts.posts if post.kind == "raised"]
     place = facts.answers[min(facts.answers)].place
-    stopped = [(f"{_request(facts)}: {post.text}", post.rank) for post in facts.posts if post.kind == "stopped"]
+    stopped = [
+        (f"ended as {_request(facts)} asked: {post.text}", post.rank) for post in facts.posts if post.kind == "stopped"
+    ]
     asked = [(f"ended as {post.text} asked, at {place}", post.rank) for post in facts.posts if post.kind == "asked"]
     texts: dict[str, list[int]] = {}
     for text, rank in raised or stopped or asked:

@@ -283,7 +283,8 @@ class Watch:
             keep(
                 path, f"{place}: {why}\n{self._traceback or stacks.main_stack(self._outermost)}{stacks.other_stacks()}"
             )
-        self._conclude(bool(self._signal), f"rank {self._rank}: {why}", self.board.read().steps_done)
+        asked = bool(self._signal) or self.stop.heard
+        self._conclude(asked, f"rank {self._rank}: {why}", self.board.read().steps_done)
         self._exit(128 + self._signal if self._signal else FAULT_CODE)
 
     def _exit(self, code: int) -> NoReturn:

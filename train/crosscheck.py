@@ -3,7 +3,6 @@
 All of it is arithmetic on the recipe, so it runs before any process group, file or device is touched.
 """
 
-import math
 from collections.abc import Iterator
 
 from model.placement import layout_faults
@@ -179,7 +178,7 @@ def _cadence(run: RunConfig) -> Iterator[str]:
             yield f"{name}={count} must be at least 1" + (" or null" if optional else "")
     for name in ("commit_seconds", "grace_seconds"):
         seconds = getattr(run.checkpoint, name)
-        if not 0 < seconds < math.inf:
+        if seconds <= 0:
             yield f"checkpoint.{name}={seconds:g} is a time in seconds; set it to more than 0"
     for name, seed in (("seed", run.seed), ("data.seed", run.data.seed)):
         if not 0 <= seed < 2**63:

@@ -1,6 +1,6 @@
 """How a run ended, in a file that launch scripts read: RUN/verdict.json.
 
-    {"verdict": "again", "step": 812, "commit": "step_00000812.9ac41e01", "reason": "was asked to end by SIGUSR1 ...",
+    {"verdict": "again", "step": 812, "commit": "step_00000812.9ac41e01", "reason": "ended as SIGUSR1 ...",
      "when": "2026-11-22T03:00:00Z"}
 
 torchrun turns whatever its processes leave with into 1, so an exit code cannot tell a run that is to be started again

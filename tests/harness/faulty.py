@@ -26,7 +26,7 @@ class Fault:
     """What happens to one rank, once."""
 
     kind: str
-    """raise, mendable (a ValueError), kill, stop, sleep, spin (keeps Python's lock to itself), "pause SECONDS"; or, from
+    """raise, mendable (a ValueError), kill, stop, sleep, pause SECONDS, spin (keeps Python's lock to itself); or, from
     outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
     where: str
     """decode (in the loader's thread), data, forward, backward, reduce, update or save."""

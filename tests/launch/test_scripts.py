@@ -15,6 +15,10 @@ if [[ $2 == launch.preflight ]]; then
   for word in "$@"; do [[ $word == --files && -z ${{LOOK:-}} ]] || words+=("$word"); done  # the data is not here
   exec {python} "${{words[@]}}"
 fi
+if [[ $2 == launch.verdict ]]; then
+  [[ $3 == --clear ]] || cat "$RECORD.verdict"
+  exit 0
+fi
 printf '%s\\n' "$@" > "$RECORD"
 env | grep -E '^(OMP_NUM_THREADS|CUDA_DEVICE_MAX_CONNECTIONS|HYDRA_FULL_ERROR)=' >> "$RECORD"
 """
@@ -104,11 +108,15 @@ def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
     assert "--standalone" not in started
 
 
-@pytest.mark.parametrize("restarts", ["0", "1"])
-def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: str) -> None:
+@pytest.mark.parametrize(
+    ("restarts", "verdict", "left"), [("0", "done", 0), ("1", "done", 0), ("1", "again", 75), ("0", "failed", 1)]
+)
+def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: str, verdict: str, left: int) -> None:
+    (tmp_path / "record.verdict").write_text(verdict)
     for name, text in {
         "srun": '#!/usr/bin/env bash\nshift\nexec "$@"\n',
-        "scontrol": "#!/usr/bin/env bash\nseq -f node%g 7 20000\n",
+        "scontrol": "#!/usr/bin/env bash\n"
+        f"[[ $1 != show ]] && echo $* >{tmp_path}/told && exit\nseq -f node%g 7 20000\n",
     }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -123,7 +131,10 @@ def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: st
         SLURM_SUBMIT_DIR=str(ROOT),
         **slurm,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == left, done.stderr
+    # What has failed would fail again.
+    told = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+    assert told == ("requeue 12345\n" if verdict == "again" else "")
     expected = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=node7:22345", "--rdzv-id=12345"}
     assert expected <= set(started.splitlines())
     # A job that was put back in the queue would else be refused: its run has checkpoints.

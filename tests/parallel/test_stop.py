@@ -117,7 +117,7 @@ def test_a_step_that_takes_longer_than_the_grace_is_dropped_on_all_ranks() -> No
         time.sleep(0.005)
     ask(job, 0)
     assert job.wait() == ["saved 3"] * 3
-    assert job.saved == {rank: (3, 3) for rank in range(3)} and job.updates == [3] * 3
+    assert job.saved == dict.fromkeys(range(3), (3, 3)) and job.updates == [3] * 3
     job.over.set()  # the slow rank comes on at last, and finds the gate closed
     time.sleep(0.3)
     assert job.updates == [3] * 3 and all(thread.is_alive() for thread in job.threads)

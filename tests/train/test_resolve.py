@@ -104,6 +104,7 @@ REFUSED = {
     "too few patches": (["data.patches_per_row=100"], ["data.patches_per_row=100", "25088", "128"]),
     "too few tokens": (["data.tokens_per_row=20"], ["data.tokens_per_row=20", "34", "14112"]),
     "keep nothing": (["checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
+    "no time to end in": (["checkpoint.grace_seconds=0"], ["checkpoint.grace_seconds=0", "more than 0"]),
     "empty run folder": (["run_dir="], ["run_dir is empty"]),
     "not a number": (["optimizer.clip_norm=nan"], ["optimizer.clip_norm", "finite", "nan"]),
     "endless rate": (["stage.learning_rates.vision=inf"], ["stage.learning_rates.vision", "finite"]),

@@ -52,7 +52,9 @@ def test_a_run_that_is_asked_to_end_again_and_again_ends_as_one_that_never_was(d
         assert request.signal.name in asked.ending.reason
         newest = attempts(run)[0]
         assert newest.sealed and (newest.step, newest.path.name) == (step, asked.ending.commit)
-        assert asked.output.count("was asked to end") == 1 and "Traceback" not in asked.output, asked.output
+        assert asked.output.count(f"ended as {request.signal.name} to rank") == 1 and "Traceback" not in asked.output, (
+            asked.output
+        )
         assert steps_recorded(run)[-1] == step
     resume(recipe, run, timeout=200.0)
     assert is_the_same(straight, run)

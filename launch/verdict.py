@@ -1,0 +1,30 @@
+"""`python -m launch.verdict [--clear] --config-name RECIPE [--config-path DIR] [key=value ...]`
+
+Says how the last start of a run ended, for launch scripts: again, done, failed, or none. `--clear` forgets it, before a
+start that may not come as far as to do so itself.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from launch.torchrun import recipe_of
+from train.ending import clear_ending, read_ending
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exit 2 with the reason if there is no such recipe."""
+    words = [word for word in arguments if word != "--clear"]
+    try:
+        run = recipe_of(words)
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(2) from None
+    if len(words) < len(arguments):
+        clear_ending(run.run_dir)
+        return
+    ending = read_ending(run.run_dir)
+    print(ending.verdict if ending is not None else "none")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
