@@ -67,6 +67,8 @@ class ZeroOptimizer:
         bf16: bool,
         parallel: ParallelConfig,
     ) -> None:
+        self.stop: Stop | None = None
+        """What a run is asked to end by, where that can happen."""
         self._module = module
         self._groups = groups
         self._bf16 = bf16
@@ -128,7 +130,7 @@ class ZeroOptimizer:
         else:
             self._engine.allreduce_gradients()
 
-    def step(self, stop: Stop | None = None) -> float:
+    def step(self) -> float:
         """Clip, update, gather weights. Returns the global gradient norm before clipping.
 
         The norm is the same number on every rank; where a gradient is not finite on any rank, none updates, gradients
@@ -136,9 +138,9 @@ class ZeroOptimizer:
         dropped the step, this does not return.
         """
         # DeepSpeed's norm leaves out copies that other ranks hold too, and a rank that alone saw nan would update.
-        unfit, asked = sum_over(None, [not self._gradients_are_finite(), stop is not None and stop.asks()])
-        if stop is not None:
-            stop.admit(asked > 0)
+        unfit, asked = sum_over(None, [not self._gradients_are_finite(), self.stop is not None and self.stop.asks()])
+        if self.stop is not None:
+            self.stop.admit(asked > 0)
         if unfit > 0:
             self.drop_gradients()
             return math.inf

@@ -13,7 +13,6 @@ from model.vlm import Row
 from parallel.collectives import from_last_pipeline_stage, sum_over
 from parallel.groups import Groups
 from parallel.schedule import Schedule
-from parallel.stop import Stop
 from parallel.zero import ZeroOptimizer
 from train.batches import Announced, Batches
 from train.config import StageConfig
@@ -36,8 +35,6 @@ class StepParts:
     stage: StageConfig
     skip_non_finite: int = 0
     """Steps in a row that may be left out because they are not finite (train/config.py)."""
-    stop: Stop | None = None
-    """Hears in the optimizer's agreement of a request to end the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +80,7 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
             parts.optimizer.reduce_gradients()
             parts.schedule.board.tell("update")
             parts.optimizer.set_learning_rates(rates)
-            grad_norm = parts.optimizer.step(parts.stop)
+            grad_norm = parts.optimizer.step()
         skipped = _not_finite(loss, grad_norm, targets)
         if skipped:
             parts.optimizer.drop_gradients()

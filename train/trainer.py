@@ -67,6 +67,7 @@ class Trainer:
         # Weights come before the optimizer: its fp32 masters are made from them.
         self.chain = first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
+        self.optimizer.stop = self.stop
         self.state = TrainState()
         if commit is not None:
             load_optimizer(commit, self.model.boxes, self.optimizer)
@@ -100,7 +101,6 @@ class Trainer:
             groups=groups,
             stage=run.stage,
             skip_non_finite=run.optimizer.skip_non_finite,
-            stop=self.stop,
         )
 
     def fit(self) -> None:

@@ -68,7 +68,7 @@ _ANNOUNCED = (
 )
 _ENDS = (
     _line("pp", "broadcast", 1, 8, "the loss, from the last pipeline stage"),
-    _line("world", "allreduce", 1, 8, "whether gradients are finite on every rank"),
+    _line("world", "allreduce", 1, 16, "whether gradients are finite on every rank, and any is asked to end"),
     _line("replica", "allreduce", 6, 6 * 4, "squared norms of the 6 groups of parameters"),
 )
 _HALF_LAYERS = (
@@ -129,7 +129,7 @@ _REPLICAS = (
         _line("dp", "allreduce", 1, (11 + 2 + 95) * 8, "11 counts of the step, 2 waits for data, 95 counts of readers"),
         _line("dp", "allreduce", 1, 8, "the loss"),
         _line("dp", "allreduce", 5, _PARAMETERS * 4, "gradients, in buckets of at most 100,000"),
-        _line("world", "allreduce", 1, 8, "whether gradients are finite on every rank"),
+        _line("world", "allreduce", 1, 16, "whether gradients are finite on every rank, and any is asked to end"),
         _line("dp", "allreduce", 6, 6 * 4, "squared norms of the 6 groups of parameters"),
         _line("dp", "allgather", 6, _PARAMETERS * 4, "updated weights of the 6 groups of parameters"),
     ),
