@@ -11,6 +11,7 @@ from parallel.config import ParallelConfig
 from tests.harness.faulty import Fault
 from tests.harness.reports import Run, wrong_in_report
 from tests.harness.runs import data_config, fail, make_data, write_recipe
+from train.ending import read_ending
 
 
 @pytest.mark.timeout(240)
@@ -34,3 +35,5 @@ def test_a_rank_that_dies_or_stalls_ends_the_job_and_is_named(
     assert ended.seconds < 24 and not ended.left_over and ended.code != 0
     (kept,) = (tmp_path / "run" / "faults").iterdir()
     assert kept.read_text() in ended.output
+    ending = read_ending(tmp_path / "run")
+    assert ending is not None and (ending.verdict, ending.step, ending.commit) == ("failed", 2, None)
