@@ -4,7 +4,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from train.checkpoint import commits, disk
 from train.checkpoint.commits import Attempt, Commit, FileEntry, attempts, open_commit
 from train.checkpoint.entries import MODEL_PARTS, part_of, state_name
 from train.checkpoint.load import find_commit, read_tensors
+from train.checkpoint.retention import Policy
 from train.checkpoint.tensors import TensorReader, write_whole
 
 _BLOCK = 1 << 24
@@ -94,10 +95,16 @@ def pruned(
     sealed = [attempt for attempt in attempts(run_dir) if attempt.sealed]
     if unknown := set(names) - {attempt.path.name for attempt in sealed}:
         raise ValueError(f"{run_dir} has no finished checkpoint {', '.join(sorted(unknown))}")
-    kept = {attempt.path for attempt in sealed[: max(1, last or 0)]}
-    kept |= {attempt.path for attempt in sealed if attempt.path.name in names}
-    kept |= {attempt.path for attempt in sealed if every is not None and attempt.step % every == 0}
-    kept |= set(_best(sealed, *best)) if best is not None else set()
+    key, count = best or ("", 0)
+    policy = Policy(
+        last=last or 1,
+        every=every,
+        names=frozenset(names),
+        lowest=_values(sealed, key) if best is not None else {},
+        best=count,
+    )
+    stay = policy.kept([(attempt.path.name, attempt.step) for attempt in sealed])
+    kept = {attempt.path for attempt in sealed if attempt.path.name in stay}
     gone = [attempt.path for attempt in sealed if attempt.path not in kept]
     if not dry_run:
         commits.delete(run_dir, gone)
@@ -107,12 +114,13 @@ def pruned(
     return Report(lines=lines or [f"{run_dir} has no finished checkpoint"], data=data)
 
 
-def _best(sealed: Sequence[Attempt], key: str, count: int) -> Iterator[Path]:
-    values = {attempt.path: open_commit(attempt.path).state.get(key) for attempt in sealed}
-    numbers = {path: value for path, value in values.items() if isinstance(value, int | float)}
+def _values(sealed: Sequence[Attempt], key: str) -> dict[str, float]:
+    """What each checkpoint that has it says of `key`, by its name."""
+    values = {attempt.path.name: open_commit(attempt.path).state.get(key) for attempt in sealed}
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     if not numbers:
         raise ValueError(f"no checkpoint says its {key!r}; `triptych checkpoint show` has what they say")
-    yield from sorted(numbers, key=numbers.__getitem__)[:count]
+    return numbers
 
 
 def averaged(run_dir: Path, where: Sequence[str | Path]) -> Report:

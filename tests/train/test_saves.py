@@ -132,6 +132,41 @@ def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest
     assert find_commit(tmp_path).step == 3 and [outcome.fault is None for outcome in told] == [True, False, True]
 
 
+def test_what_a_failed_save_left_goes_and_room_is_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of so many bytes, as the kernel has it: what fits is written, the rest is refused; deleting gives back."""
+    made, told = checkpoints(one(frozen=()).fill(), tmp_path, keep=1)
+    made.save(1, {}, "")
+    first = made.finish().path
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    capacity = size + size // 2
+    write_block = disk.write_block
+
+    def write_if_there_is_room(descriptor: int, block: disk.Bytes) -> None:
+        used = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+        write_block(descriptor, block[: max(0, capacity - used)])
+        if used + len(block) > capacity:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "write_block", write_if_there_is_room)
+    for step in (2, 3):
+        made.save(step, {}, "")
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            made.finish()
+        assert is_whole(tmp_path) and find_commit(tmp_path).path == first
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]
+    capacity *= 2
+    made.save(4, {}, "")
+    assert made.finish().step == 4 and [outcome.fault is None for outcome in told] == [True, False, False, True]
+
+
+def test_checkpoints_of_some_steps_stay_for_ever(tmp_path: Path) -> None:
+    made, _ = checkpoints(one().fill(), tmp_path, keep=1, keep_every=3)
+    for step in range(1, 8):
+        made.save(step, {}, "")
+        made.finish()
+    assert [attempt.step for attempt in commits.attempts(tmp_path)] == [7, 6, 3] and is_whole(tmp_path)
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "disk full": lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     "I/O error": lambda: (_ for _ in ()).throw(OSError(errno.EIO, os.strerror(errno.EIO))),
@@ -191,6 +226,7 @@ def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
         assert told[-1].step == 3 and told[-1].fault == "1 rank(s) still hang in the save before"
         release.set()
         time.sleep(0.5)
+    assert list(folder.glob("hang/checkpoints/step_00000002.*")), "a rank that hangs may still write there"
     made.save(4, {}, "")
     assert made.finish().fault is None
     told_why: list[str] = []

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import disk
+from train.checkpoint.retention import Policy
 
 _NAME = re.compile(r"step_(\d{8,})\.[0-9a-f]{8}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -82,6 +83,12 @@ def attempt_path(run_dir: str | Path, step: int, token: str) -> Path:
     return path
 
 
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint folder by its name; None if it is the name of something else."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def attempts(where: str | Path) -> list[Attempt]:
     """Every checkpoint folder of a run, newest first: by step, then by the time of its seal.
 
@@ -103,7 +110,11 @@ def seal(path: Path, files: Mapping[str, FileEntry]) -> None:
         name: {"size": entry.digest.size, "crc32c": entry.digest.crc32c, "folder": entry.folder}
         for name, entry in sorted(files.items())
     }
-    text = json.dumps({"format": FORMAT, "files": listed}, indent=1).encode()
+    seal_as(path, json.dumps({"format": FORMAT, "files": listed}, indent=1).encode())
+
+
+def seal_as(path: Path, text: bytes) -> None:
+    """The same with the bytes of files.json as they are to be."""
     disk.write(path / FILES, [text])
     disk.write(path / (COMMIT + ".part"), [hashlib.sha256(text).hexdigest().encode() + b"\n"])
     disk.sync_folder(path)
@@ -119,7 +130,12 @@ def listed_files(path: Path) -> dict[str, FileEntry]:
         raw = (path / FILES).read_bytes()
     except OSError as error:
         raise ValueError(f"{FILES} cannot be read: {error}") from error
-    if hashlib.sha256(raw).hexdigest() != (path / COMMIT).read_text(encoding="ascii", errors="replace").strip():
+    return parse_files(raw, (path / COMMIT).read_bytes())
+
+
+def parse_files(raw: bytes, sealed: bytes) -> dict[str, FileEntry]:
+    """What the bytes of files.json say, if they are those that the bytes of COMMIT name. Raises ValueError."""
+    if hashlib.sha256(raw).hexdigest() != sealed.decode("ascii", errors="replace").strip():
         raise ValueError(f"{FILES} does not have the SHA-256 that {COMMIT} names")
     told = json.loads(raw)
     if told.get("format") != FORMAT:
@@ -201,17 +217,20 @@ def choose(
     return None
 
 
-def prune(run_dir: str | Path, keep: int, newest: Path) -> list[Path]:
+def prune(
+    run_dir: str | Path, keep: int, newest: Path, *, every: int | None = None, held: Iterable[str] = ()
+) -> list[Path]:
     """Delete sealed checkpoints that are not among the `keep` (at least 1) that end with `newest`. Returns what went.
 
     `newest` is the one just sealed. Sealed ones of a later step stay: those were damaged, or left behind on purpose,
-    when this run went on from an earlier one. Files that a remaining one refers to stay where they are. Unfinished
-    folders go once nothing has been written to them for a day.
+    when this run went on from an earlier one. Those of steps that `every` divides stay for ever, and so do now those
+    whose names are in `held`. Files that a remaining one refers to stay where they are. Unfinished folders go once
+    nothing has been written to them for a day.
     """
     found = attempts(run_dir)
-    step = open_commit(newest).step
-    older = [attempt for attempt in found if attempt.sealed and attempt.path != newest and attempt.step <= step]
-    gone = [attempt.path for attempt in older[max(1, keep) - 1 :]]
+    sealed = [(attempt.path.name, attempt.step) for attempt in found if attempt.sealed]
+    policy = Policy(last=keep, every=every, names=frozenset(held))
+    gone = [newest.parent / name for name in policy.superseded(sealed, newest.name)]
     delete(run_dir, gone)
     for attempt in found:
         if not attempt.sealed and time.time() - attempt.path.stat().st_mtime > ABANDONED_SECONDS:

@@ -73,6 +73,11 @@ def rename(path: Path, to: Path) -> None:
     path.rename(to)
 
 
+def remove_folder(path: Path) -> None:
+    """Give back the room that a folder takes."""
+    shutil.rmtree(path)
+
+
 def digest(path: Path) -> Digest:
     """Size and CRC32C of a file as it is read back."""
     checksum, size = google_crc32c.Checksum(), 0

@@ -26,7 +26,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from train.agreement import on_first_rank, rank_in, size_of, summed_over
+from train.agreement import fault_of, on_first_rank, rank_in, size_of, summed_over, words_of
 from train.checkpoint import commits, disk
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import FileEntry
@@ -99,20 +99,20 @@ class Saver:
         self,
         run_dir: str | Path,
         *,
-        keep: int,
         commit_seconds: float,
         tell: Callable[[Outcome], None],
+        tidy: Callable[[Path], object],
         group: dist.ProcessGroup | None = None,
     ) -> None:
         """Args:
         run_dir: checkpoints go to run_dir/checkpoints/.
-        keep: sealed checkpoints to leave.
         commit_seconds: from the copy to the seal; a save that takes longer is given up by all.
         tell: hears what became of each save, in the main thread, from `save`, `poll` and `finish`.
+        tidy: is given each folder that was sealed, on rank 0 and beside training, to delete older ones.
         group: the ranks that save together; None is the world.
         """
         self._run_dir = Path(run_dir)
-        self._keep = keep
+        self._tidied = tidy
         self._seconds = commit_seconds
         self._tell = tell
         self._group = group
@@ -194,7 +194,7 @@ class Saver:
         try:
             fault = self._written(save)
         except BaseException as error:  # whatever it is: the run goes on without this checkpoint
-            fault = _words(error)
+            fault = words_of(error)
         seconds = time.monotonic() - save.started
         step = save.contents.step
         save.outcome = _outcome(step, save.path, fault, save.nbytes, save.stall_seconds, seconds)
@@ -205,14 +205,14 @@ class Saver:
         keys = dist.PrefixStore(save.path.name, self._store)
         deadline = save.started + self._seconds
         if self._rank == 0:
-            keys.set("ready", json.dumps(_fault_of(lambda: disk.make_folder(save.path))))
+            keys.set("ready", json.dumps(fault_of(lambda: disk.make_folder(save.path))))
         fault = _awaited(keys, "ready", deadline, "rank 0 did not make the folder")
         said: dict[str, Any] = {"fault": fault, "records": list(save.contents.records), "files": {}}
         if fault is None:
-            said["fault"] = _fault_of(lambda: said.update(files=self._write_files(save)))
+            said["fault"] = fault_of(lambda: said.update(files=self._write_files(save)))
         keys.set(f"wrote/{self._rank}", json.dumps(said))
         if self._rank == 0:
-            keys.set("verdict", json.dumps(_fault_of(lambda: self._seal(save, keys, deadline))))
+            keys.set("verdict", json.dumps(fault_of(lambda: self._seal(save, keys, deadline))))
             self._tidy(save, keys)
         return _awaited(keys, "verdict", save.started + _PATIENCE * self._seconds, "rank 0 did not seal it")
 
@@ -251,12 +251,17 @@ class Saver:
     def _tidy(self, save: _Save, keys: dist.Store) -> None:
         """On rank 0, after the verdict: what goes wrong here changes nothing about it."""
         try:
-            for rank in range(self._size):
-                keys.delete_key(f"wrote/{rank}")  # else a long run fills the store
+            writers = [f"wrote/{rank}" for rank in range(self._size)]
+            answered = keys.check(writers)
+            for key in writers:
+                keys.delete_key(key)  # else a long run fills the store
             if (save.path / commits.COMMIT).exists():
-                commits.prune(self._run_dir, self._keep, save.path)
+                self._tidied(save.path)
+            elif answered and save.path.exists():
+                # A disk that was full must not stay so. Where a rank hangs in a write the folder is still in use.
+                disk.remove_folder(save.path)
         except Exception as error:
-            log.warning("older checkpoints of %s were not pruned: %s", self._run_dir, _words(error))
+            log.warning("older checkpoints of %s were not pruned: %s", self._run_dir, words_of(error))
 
 
 def _outcome(step: int, path: Path, fault: str | None, nbytes: int, stall: float, seconds: float) -> Outcome:
@@ -270,15 +275,3 @@ def _awaited(keys: dist.Store, key: str, deadline: float, late: str) -> Any:
             raise TimeoutError(f"{late} in time")
         time.sleep(_POLL_SECONDS)
     return json.loads(keys.get(key))
-
-
-def _fault_of(action: Callable[[], object]) -> str | None:
-    try:
-        action()
-    except Exception as error:
-        return _words(error)
-    return None
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
