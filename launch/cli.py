@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
-from launch.cli_data import add_index, add_pack, add_source, at_least_one, reach
+from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     resume = commands.add_parser("resume", help="go on with a run, on this layout or another")
-    resume.add_argument("run", type=Path, help="run folder")
+    resume.add_argument("run", help="run folder, or oss://BUCKET/PREFIX that its checkpoints were uploaded to")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel=tp2 stop_after_steps=100")
     resume.add_argument(
         "--allow",
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least_one,
         help="on this node; default: NPROC_PER_NODE, else as many as wrote the checkpoint. A step keeps its rows",
     )
+    resume.add_argument("--run-dir", type=Path, metavar="RUN", help="with oss://: the run folder to make or go on in")
+    add_reach(resume)
     resume.add_argument("--print", action="store_true", help="show what changes and the command, and start nothing")
     resume.set_defaults(command=_resume)
 
@@ -145,10 +147,21 @@ def _temperature(text: str) -> float:
 def _resume(options: argparse.Namespace) -> int:
     from launch.resume import plan_resume, start
 
-    resume = plan_resume(options.run, options.overrides, allow=options.allow, processes=options.processes)
+    run_dir = _fetched(options) if options.run.startswith("oss://") else Path(options.run)
+    resume = plan_resume(run_dir, options.overrides, allow=options.allow, processes=options.processes)
     if not options.print:
         start(resume)
     return _tell(resume.lines)
+
+
+def _fetched(options: argparse.Namespace) -> Path:
+    """The run folder, once it has a checkpoint that was uploaded."""
+    from launch.transfers import fetched
+
+    if options.run_dir is None:
+        raise ValueError(f"{options.run} is no run folder; say with --run-dir RUN which one goes on")
+    _tell(fetched(options.run, options.run_dir, reach(options)).lines)
+    return options.run_dir
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.cli_data import at_least_one
+from launch.cli_data import add_reach, at_least_one, reach
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -39,6 +39,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     prune.add_argument("--best", metavar="KEY[:N]", help="keep the N (1) with the lowest KEY, as show has it: loss:3")
     prune.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="keep these folders")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
+
+    download = add("download", _download, "fetch the newest uploaded checkpoint that is whole into a run folder")
+    download.add_argument("address", help="oss://BUCKET/PREFIX, as checkpoint.upload of the run's recipe")
+    download.add_argument("run", type=Path, help="run folder")
+    add_reach(download)
+    upload = add("upload", _upload, "upload the newest checkpoint of a run as its recipe says, where the run did not")
+    upload.add_argument("run", type=Path, help="run folder")
 
     average = add("average", _average, "the mean of the weights of several checkpoints, for init.from_run and export")
     average.add_argument("run", type=Path, help="run folder to make")
@@ -98,6 +105,18 @@ def _prune(options: argparse.Namespace) -> int:
         options.run, last=options.last, every=options.every, best=best, names=options.keep, dry_run=options.dry_run
     )
     return report.tell(options.json)
+
+
+def _download(options: argparse.Namespace) -> int:
+    from launch.transfers import fetched
+
+    return fetched(options.address, options.run, reach(options)).tell(options.json)
+
+
+def _upload(options: argparse.Namespace) -> int:
+    from launch.transfers import uploaded
+
+    return uploaded(options.run).tell(options.json)
 
 
 def _average(options: argparse.Namespace) -> int:

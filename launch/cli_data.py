@@ -43,6 +43,11 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
 def add_source(parser: argparse.ArgumentParser, what: str) -> None:
     """Of commands that read a source: where it lies, and how it is reached."""
     parser.add_argument("source", help=what)
+    add_reach(parser)
+
+
+def add_reach(parser: argparse.ArgumentParser) -> None:
+    """How `oss://` is reached."""
     parser.add_argument(
         "--oss",
         nargs="+",
@@ -55,7 +60,7 @@ def add_source(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _key_value(text: str) -> str:
     if "=" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE; the source comes before --oss")
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE; what is not comes before --oss")
     return text
 
 

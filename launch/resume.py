@@ -10,9 +10,12 @@ from pathlib import Path
 from launch.changes import GROUPS, Change, changes
 from launch.checkout import ROOT
 from train.checkpoint.commits import RECIPE, Commit
-from train.checkpoint.load import find_commit
+from train.checkpoint.fetch import find_or_fetch
 from train.config import RunConfig
 from train.resolve import RECIPES, compose
+
+FETCH_SECONDS = 3600.0
+"""That a process waits for another one that fetches the same run's checkpoint, as those of other nodes do."""
 
 
 class ResumeError(ValueError):
@@ -67,6 +70,8 @@ def plan_resume(
 ) -> Resume:
     """Find the newest usable checkpoint and the arguments that go on from it.
 
+    Where none is left in the run's folder, it is fetched from where the run has uploaded it to.
+
     Args:
         allow: parts of the recipe, or keys, that may change what is learned or the order of data.
         processes: on this node; None is what the launch script's variables say, else as many as wrote the checkpoint.
@@ -76,7 +81,7 @@ def plan_resume(
     """
     run_dir = run_dir.resolve()
     try:
-        commit = find_commit(run_dir, tell=lambda reason: print(reason, file=sys.stderr))
+        commit = find_or_fetch(run_dir, None, FETCH_SECONDS, lambda reason: print(reason, file=sys.stderr))
     except ValueError as fault:
         raise ResumeError(str(fault)) from fault
     wrote = commit.state.get("world_size")

@@ -18,6 +18,7 @@ had its flag up when it entered the agreement. So no step from the lowest `first
 rank.
 """
 
+import math
 import pickle
 import threading
 import time
@@ -138,6 +139,11 @@ class Stop:
     def heard(self) -> bool:
         """Whether there is a request."""
         return self._heard is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the grace; infinite without a request."""
+        return math.inf if self._heard is None else max(0.0, self._heard + self._grace - time.monotonic())
 
     def hear(self) -> None:
         """There is a request, on this rank or another. Kept until training begins."""

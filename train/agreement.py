@@ -1,16 +1,34 @@
 """Work that all ranks do together: what fails on one rank fails on all, with every rank's reason, and none waits."""
 
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 T = TypeVar("T")
+_POLL_SECONDS = 0.2
 
 
 class CheckpointError(RuntimeError):
     """Saving or loading failed on at least one rank; raised on all of them, with every rank's reason."""
+
+
+def words_of(error: BaseException) -> str:
+    """An error in one line, for those who were not there."""
+    return f"{type(error).__name__}: {error}"
+
+
+def fault_of(action: Callable[[], object]) -> str | None:
+    """The words of what an action raised; None if it raised nothing."""
+    try:
+        action()
+    except Exception as error:
+        return words_of(error)
+    return None
 
 
 def rank_in(group: dist.ProcessGroup | None) -> int:
@@ -43,7 +61,7 @@ def gathered(what: str, action: Callable[[], T], group: dist.ProcessGroup | None
     try:
         result = action()
     except Exception as error:
-        cause, reason = error, f"{type(error).__name__}: {error}"
+        cause, reason = error, words_of(error)
     answers: list[tuple[T | None, str | None]] = [(result, reason)] * size_of(group)
     if dist.is_initialized():
         dist.all_gather_object(answers, (result, reason), group=group)
@@ -61,3 +79,36 @@ def gathered(what: str, action: Callable[[], T], group: dist.ProcessGroup | None
 def on_first_rank(what: str, action: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     """Run `action` on rank 0 of the group and give its result to every rank; errors as in `gathered`."""
     return gathered(what, action if rank_in(group) == 0 else lambda: None, group)[0]  # type: ignore[return-value]
+
+
+def slowly_on_first_rank(what: str, action: Callable[[], object], seconds: float) -> None:
+    """Run on rank 0 of the world what may take long; the others wait, at most `seconds`, and in no collective.
+
+    A collective has a time limit of its own, and a rank that is in one for long is taken for stalled.
+
+    Raises:
+        CheckpointError: on every rank, if `action` raised or took too long.
+    """
+    fault: Exception | None = None
+    if not dist.is_initialized():
+        action()
+        return
+    store = distributed_c10d._get_default_store()
+    key = on_first_rank(f"naming {what}", lambda: f"slowly/{secrets.token_hex(8)}", None)
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except Exception as error:
+            fault = error
+        store.set(key, "done")
+    end = time.monotonic() + seconds
+    while fault is None and not store.check([key]):
+        if time.monotonic() > end:
+            fault = TimeoutError(f"rank 0 was not done with {what} in {seconds:g} s")
+        time.sleep(_POLL_SECONDS)
+
+    def say() -> None:
+        if fault is not None:
+            raise fault
+
+    gathered(what, say, None)

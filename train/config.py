@@ -76,12 +76,21 @@ class CheckpointConfig:
     every_steps: int | None = None
     """None: only at the end of the stage."""
     keep: int = 2
+    """The newest so many stay."""
+    keep_every_steps: int | None = None
+    """Those of steps that it divides stay as well, for ever."""
     commit_seconds: float = 600.0
     """A checkpoint is written beside training; one that is not sealed in this time is given up by all ranks."""
     grace_seconds: float = 25.0
     """From the first signal that asks the run to end to when it has ended with its state saved. The least that is
     usual: preempted cloud machines and Kubernetes give 30 s, SLURM's KillWait and torchrun too. Raise it to what the
     scheduler gives, so that longer steps are finished."""
+    upload: str | None = None
+    """oss://bucket/prefix that gets every checkpoint, beside training; it is reached as data.oss says."""
+    upload_bytes_per_second: float = 1e8
+    """Budget of uploads, apart from data.oss.limiter; one process of the whole run uploads."""
+    transfer_seconds: float = 3600.0
+    """What the end of a run waits at most for its last upload, and the start for a checkpoint that is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 All of it is arithmetic on the recipe, so it runs before any process group, file or device is touched.
 """
 
+import re
 from collections.abc import Iterator
 
 from model.placement import layout_faults
@@ -11,6 +12,8 @@ from train.config import RunConfig
 from train.sources import part_sources
 
 LEAST_EPS = 1e-30
+ADDRESS = re.compile(r"oss://[a-z0-9][a-z0-9-]{1,61}[a-z0-9]/[^/\s][^\s]*")
+"""Of checkpoints: a prefix there must be, so that a bucket can hold those of several runs."""
 
 
 def cross_faults(run: RunConfig) -> list[str]:
@@ -22,6 +25,7 @@ def cross_faults(run: RunConfig) -> list[str]:
         *_sources(run),
         *_pictures(run),
         *_cadence(run),
+        *_upload(run),
     ]
 
 
@@ -170,11 +174,12 @@ def _cadence(run: RunConfig) -> Iterator[str]:
         "stop_after_steps": run.stop_after_steps,
         "checkpoint.every_steps": run.checkpoint.every_steps,
         "checkpoint.keep": run.checkpoint.keep,
+        "checkpoint.keep_every_steps": run.checkpoint.keep_every_steps,
         "log.every_steps": run.log.every_steps,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
-            optional = name in ("stop_after_steps", "checkpoint.every_steps")
+            optional = name in ("stop_after_steps", "checkpoint.every_steps", "checkpoint.keep_every_steps")
             yield f"{name}={count} must be at least 1" + (" or null" if optional else "")
     for name in ("commit_seconds", "grace_seconds"):
         seconds = getattr(run.checkpoint, name)
@@ -183,3 +188,16 @@ def _cadence(run: RunConfig) -> Iterator[str]:
     for name, seed in (("seed", run.seed), ("data.seed", run.data.seed)):
         if not 0 <= seed < 2**63:
             yield f"{name}={seed} must be at least 0 and fit in 63 bits; torch takes no other"
+
+
+def _upload(run: RunConfig) -> Iterator[str]:
+    checkpoint = run.checkpoint
+    for name in ("upload_bytes_per_second", "transfer_seconds"):
+        if not getattr(checkpoint, name) > 0:
+            yield f"checkpoint.{name}={getattr(checkpoint, name):g} must be more than 0"
+    if checkpoint.upload is None:
+        return
+    if not ADDRESS.fullmatch(checkpoint.upload):
+        yield f"checkpoint.upload={checkpoint.upload} is no place for checkpoints; write it as oss://bucket/prefix"
+    if run.data.oss is None:
+        yield f"checkpoint.upload={checkpoint.upload} but nothing says how it is reached; set data.oss.region and so on"

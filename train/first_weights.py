@@ -23,7 +23,8 @@ from model.init import fill_random
 from parallel.groups import Groups
 from train.chain import Chain, chain_after
 from train.checkpoint.commits import Commit
-from train.checkpoint.load import find_commit, load_weights, read_tensors
+from train.checkpoint.fetch import find_or_fetch
+from train.checkpoint.load import load_weights, read_tensors
 from train.checkpoint.tensors import TensorReader
 from train.config import RunConfig
 from train.sources import Source, open_folder, parts_by_source
@@ -81,7 +82,7 @@ def _open(run: RunConfig, source: Source, parts: tuple[str, ...]) -> Origin:
     if source.where is None:
         return Origin(source=source, parts=parts)
     if source.kind == "from_run":
-        commit = find_commit(source.where)
+        commit = find_or_fetch(source.where, None, run.checkpoint.transfer_seconds)
         reader = read_tensors(commit.path)
         left = tuple(name for name in reader.names() if _part(name) not in (*parts, "optimizer"))
         return Origin(source=source, parts=parts, commit=commit, reader=reader, dropped=left)

@@ -1,7 +1,7 @@
 """What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked.
 
 A step that was left out is told once more in `skipped.jsonl`, with the reason and the samples of every row. What
-became of each checkpoint stands in `saves.jsonl`.
+became of each checkpoint, and of each try to upload one, stands in `saves.jsonl`.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
 from train.checkpoint.save import Outcome
+from train.checkpoint.uploads import Upload
 from train.config import RunConfig
 from train.state import TrainState
 from train.step import StepReport
@@ -105,6 +106,23 @@ class Metrics:
         self._saves.write(json.dumps(row) + "\n")
         if self._wandb is not None:
             self._wandb.log({key: value for key, value in row.items() if key.startswith("save_")})
+
+    def record_upload(self, upload: Upload) -> None:
+        """Write what became of one try to upload a checkpoint."""
+        sent = upload.sent
+        row = {
+            "step": upload.step,
+            "checkpoint": upload.name,
+            "fault": sent.fault,
+            "upload_tries": upload.tries,
+            "upload_files": sent.files,
+            "upload_bytes": sent.nbytes,
+            "upload_seconds": sent.seconds,
+            "upload_bytes_per_second": sent.nbytes / max(sent.seconds, 1e-9),
+        }
+        self._saves.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({key: value for key, value in row.items() if key.startswith("upload_")})
 
     def _spreads(self, plan: StepPlan) -> dict[str, float]:
         """How unevenly the step's work lies on the replicas, over all and of the vision tower."""

@@ -7,6 +7,7 @@ from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan
 from train.checkpoint.commits import attempts, open_commit
+from train.checkpoint.remote import found_in, noted, remote_of
 from train.config import RunConfig
 from train.resolve import from_yaml
 from train.segments import course
@@ -58,14 +59,31 @@ def check_run_folder(run: RunConfig) -> None:
             f"{run.run_dir} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go on with "
             f"`triptych resume {run.run_dir}`, or start anew with another run_dir"
         )
-    if run.resume and not sealed:
+    if run.resume and not sealed and not run.checkpoint.upload and noted(run.run_dir) is None:
         raise ValueError(f"resume=true but {run.run_dir} has no finished checkpoint; start without resume")
+
+
+def check_upload_folder(run: RunConfig) -> None:
+    """Raises ValueError if a new run would upload among the checkpoints of another; StoreError."""
+    remote = remote_of(run)
+    if remote is None or run.resume:
+        return
+    sealed = [each.name for each in found_in(remote.store().tree("step_")) if each.sealed]
+    if sealed:
+        raise ValueError(
+            f"checkpoint.upload={remote.address} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go "
+            f"on with `triptych resume {remote.address} --run-dir RUN`, or name another prefix"
+        )
 
 
 def file_faults(run: RunConfig) -> list[str]:
     """One entry for each thing that is missing or does not fit. Of weights the headers are read, here, once."""
     sources = {} if run.resume else parts_by_source(run)
-    looks: list[Callable[[], object]] = [partial(check_run_folder, run), partial(_data, run)]
+    looks: list[Callable[[], object]] = [
+        partial(check_run_folder, run),
+        partial(check_upload_folder, run),
+        partial(_data, run),
+    ]
     looks += [partial(_first_weights, run, *pair) for pair in sources.items()]
     faults = []
     for look in looks:
@@ -93,6 +111,8 @@ def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> No
 
 def _check_sizes_of_run(run: RunConfig, source: str, taken: tuple[str, ...]) -> None:
     sealed = [attempt for attempt in attempts(source) if attempt.sealed]
+    if not sealed and noted(source) is not None:
+        return  # it is fetched, and seen to fit, when the run starts
     if not sealed:
         raise ValueError(
             f"init.from_run={source} has no finished checkpoint; train that run first, or point init.from_run at one"

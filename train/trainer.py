@@ -27,7 +27,7 @@ from train.batches import Batches, RowForm
 from train.checkpoint.commits import Commit
 from train.checkpoint.entries import writer_of
 from train.checkpoint.generators import set_states, states
-from train.checkpoint.load import find_commit, load_optimizer
+from train.checkpoint.load import load_optimizer
 from train.checkpoint.run import RunCheckpoints
 from train.checkpoint.save import Outcome
 from train.config import RunConfig
@@ -37,19 +37,20 @@ from train.first_weights import first_weights
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
 from train.rates import stage_progress
-from train.ready import check_run_folder, open_sources
+from train.ready import open_sources
 from train.rescue import Finished, finished, save_finished
 from train.resolve import to_yaml
 from train.segments import Course, course
 from train.state import TrainState
 from train.step import StepParts, train_step
+from train.uploading import commit_to_resume, finish_uploads, open_uploads, tell_uploads
 
 
 class Trainer:
     """Everything a stage needs on this rank. `fit` runs it to its end or to `stop_after_steps`."""
 
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
-        commit = _commit_to_resume(run)
+        commit = commit_to_resume(run)
         on_first_rank("going on with the list of bad samples", lambda: quarantine.go_on_from(run.run_dir, commit), None)
         on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
         self.run = run
@@ -81,6 +82,7 @@ class Trainer:
         self.batches = Batches(plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.metrics: Metrics | None = None
         self.loss: float | None = None
+        self.uploads = open_uploads(run, groups.rank, commit)
         self.checkpoints = RunCheckpoints(
             run.run_dir,
             dict(self.model.module.named_parameters()),
@@ -90,8 +92,10 @@ class Trainer:
             frozen=[part for part in run.model.parts if part not in run.stage.trainable],
             keep=run.checkpoint.keep,
             commit_seconds=run.checkpoint.commit_seconds,
+            keep_every=run.checkpoint.keep_every_steps,
             resumed=commit,
             tell=self._saved,
+            uploads=self.uploads,
         )
         set_states(commit, groups, run.seed, self.state.step)  # after all that may draw
         self.parts = StepParts(
@@ -120,6 +124,9 @@ class Trainer:
                 while not self._is_over() and not self.stop.agreed:
                     self._take_step()
                 saved = self.checkpoints.finish()
+            # What a run that was asked to end leaves behind is uploaded by its next start.
+            seconds = min(self.run.checkpoint.transfer_seconds, self.stop.seconds_left)
+            finish_uploads(self.uploads, self.metrics, seconds)
         finally:
             self.batches.close()
             if self.metrics is not None:
@@ -145,6 +152,7 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.record(self.state, report, self.progress, drift)
         self.checkpoints.poll()
+        tell_uploads(self.uploads, self.metrics)
         every = self.run.checkpoint.every_steps
         if self._is_over() or self.stop.agreed or (every is not None and self.state.step % every == 0):
             self.save()
@@ -214,11 +222,6 @@ class Trainer:
             )
         if self.metrics is not None:
             self.metrics.record_save(outcome)
-
-
-def _commit_to_resume(run: RunConfig) -> Commit | None:
-    check_run_folder(run)
-    return find_commit(run.run_dir) if run.resume else None
 
 
 def _plan_data(

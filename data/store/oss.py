@@ -1,6 +1,8 @@
 """Objects under `oss://bucket/prefix`, read by ranges through oss2, which itself retries nothing and checks nothing."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,14 +24,14 @@ class OssStore:
     Raises ValueError for an address that cannot be, StoreError if there are no keys.
     """
 
-    def __init__(self, address: str, config: OssConfig) -> None:
+    def __init__(self, address: str, config: OssConfig, budget: str = "") -> None:
         match = re.fullmatch(r"oss://([a-z0-9][a-z0-9-]{1,61}[a-z0-9])(?:/(.*))?", address)
         if match is None:
             raise ValueError(f"{address!r} is no address of a folder in OSS; write it as oss://bucket/prefix")
         self.bucket, folder = match[1], (match[2] or "").strip("/")
         self.prefix = f"{folder}/" if folder else ""
         self.config = config
-        self._requests = OssRequests(self.bucket, config)
+        self._requests = OssRequests(self.bucket, config, budget)
 
     def __reduce__(self) -> Any:
         return OssStore, (f"oss://{self.bucket}/{self.prefix}", self.config)
@@ -39,20 +41,12 @@ class OssStore:
 
     def list(self, suffix: str) -> list[StoredObject]:
         """Objects right under the prefix, sorted by name; those behind a further `/` are not entered."""
-        found = []
-        token = ""
-        what = f"the list of {self._url('')}"
-        while True:
-            page = self._requests.run(what, 0, partial(self._page, token))
-            for each in page.object_list:
-                name = each.key.removeprefix(self.prefix)
-                if name.endswith(suffix) and name:
-                    found.append(StoredObject(name=name, size=each.size, etag=each.etag))
-            if not page.is_truncated:
-                return sorted(found, key=lambda each: each.name)
-            if page.next_continuation_token == token:
-                raise StoreError(f"{what} goes in a circle at token {token!r}; request {page.request_id}")
-            token = page.next_continuation_token
+        found = (self._named(each) for each in self._listed("", "/"))
+        return sorted((each for each in found if each.name.endswith(suffix) and each.name), key=lambda each: each.name)
+
+    def tree(self, below: str = "") -> tuple[StoredObject, ...]:
+        """All objects whose names begin with `below`, however many `/` follow, with the time of each."""
+        return tuple(replace(self._named(each), modified=each.last_modified) for each in self._listed(below, ""))
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises MissingObject, which is a FileNotFoundError."""
@@ -87,5 +81,20 @@ class OssStore:
     def _url(self, name: str) -> str:
         return f"oss://{self.bucket}/{self.prefix}{name}"
 
-    def _page(self, token: str, call: Call) -> oss2.models.ListObjectsV2Result:
-        return call.bucket.list_objects_v2(prefix=self.prefix, delimiter="/", continuation_token=token, max_keys=_PAGE)
+    def _named(self, each: Any) -> StoredObject:
+        return StoredObject(name=each.key.removeprefix(self.prefix), size=each.size, etag=each.etag)
+
+    def _listed(self, below: str, delimiter: str) -> Iterator[Any]:
+        token = ""
+        what = f"the list of {self._url(below)}"
+        while True:
+            page = self._requests.run(what, 0, partial(self._page, self.prefix + below, delimiter, token))
+            yield from page.object_list
+            if not page.is_truncated:
+                return
+            if page.next_continuation_token == token:
+                raise StoreError(f"{what} goes in a circle at token {token!r}; request {page.request_id}")
+            token = page.next_continuation_token
+
+    def _page(self, prefix: str, delimiter: str, token: str, call: Call) -> oss2.models.ListObjectsV2Result:
+        return call.bucket.list_objects_v2(prefix, delimiter=delimiter, continuation_token=token, max_keys=_PAGE)

@@ -27,7 +27,7 @@ THROTTLED = {
 REFUSED_KEYS = {"InvalidAccessKeyId", "SecurityTokenExpired", "InvalidSecurityToken"}
 _CURES = {
     "SignatureDoesNotMatch": "check the secret of the key, and that oss.region is the bucket's",
-    "AccessDenied": "allow this key to list the bucket and to read its objects",
+    "AccessDenied": "allow this key to list the bucket and to read its objects; for uploads, to write and delete them",
     "InvalidObjectState": "the object is archived; restore it first",
     "NoSuchBucket": "correct the bucket in the source's path, or oss.region and oss.endpoint",
     "InvalidBucketName": "correct the bucket in the source's path",

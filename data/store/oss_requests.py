@@ -73,13 +73,14 @@ def waited_for_cpu() -> float:
 class OssRequests:
     """Runs requests to a bucket. One limiter a node, one session a process, one connection a thread at a time."""
 
-    def __init__(self, bucket: str, config: OssConfig) -> None:
+    def __init__(self, bucket: str, config: OssConfig, budget: str = "") -> None:
+        """`budget` names a limiter of its own, apart from that of all who read."""
         # Below this oss2 writes headers, and with them the security token.
         getLogger("oss2").setLevel(WARNING)
         self._name = bucket
         self._config = config
         self._keys: KeyProvider = open_keys(config.credentials, config.limiter.folder)
-        self._limiter = NodeLimiter(f"{bucket} {config.address} {os.getuid()}", config.limiter)
+        self._limiter = NodeLimiter(f"{bucket} {config.address} {os.getuid()}{budget}", config.limiter)
         self._last = threading.local()
         self._here = self._open()
 

@@ -18,6 +18,8 @@ class StoredObject:
     """Bytes."""
     etag: str | None = None
     """Changes with the content; None where the store knows nothing of the kind."""
+    modified: float | None = None
+    """When it was written, in seconds since 1970, where that was asked for."""
 
 
 class ShardStore(Protocol):

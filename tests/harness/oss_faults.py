@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.harness.oss_objects import Objects
 from tests.harness.oss_wire import Answer, OssFault, Request
@@ -83,6 +83,8 @@ def spoil(fault: Fault, answer: Answer, request: Request, objects: Objects) -> A
         answer.headers["Content-Range"] = f"bytes {int(first) + 512}-{int(last) + 512}/{size}"
     elif fault.kind == "no range said":
         answer.headers["Content-Range"] = "bytes"
+    elif fault.kind == "other crc":
+        answer.headers["x-oss-hash-crc64ecma"] = "12345"
     elif fault.kind == "other etag":
         answer.headers["ETag"] = '"0123456789ABCDEF0123456789ABCDEF"'
     if fault.delay_ms:
@@ -90,10 +92,27 @@ def spoil(fault: Fault, answer: Answer, request: Request, objects: Objects) -> A
     return answer
 
 
+def spoil_upload(fault: Fault, request: Request) -> Request:
+    """The request as it comes to be stored. Raises OssFault where it is refused, so that nothing is."""
+    if fault.kind == "error":
+        raise OssFault(fault.status, fault.code, "planted")
+    if fault.kind == "flip sent" and request.body:
+        at = min(fault.at, len(request.body) - 1)
+        body = request.body[:at] + bytes([request.body[at] ^ 0x10]) + request.body[at + 1 :]
+        return replace(request, body=body)
+    return request
+
+
 def replace_object(request: Request, objects: Objects) -> None:
     """Other bytes of the same length, as an overwritten object has."""
     stored = objects.buckets[request.bucket][request.key]
     objects.store(request.bucket, request.key, stored.data[::-1])
+
+
+def cut(writer: asyncio.StreamWriter) -> None:
+    """Let the end of a connection be a reset."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 async def send(fault: Fault | None, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -109,8 +128,7 @@ async def send(fault: Fault | None, head: bytes, body: bytes, writer: asyncio.St
         writer.write(body[: fault.at])
         await writer.drain()
     if kind == "reset":
-        linger = struct.pack("ii", 1, 0)
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        cut(writer)
     elif kind in ("stall", "silence"):
         await asyncio.sleep(fault.seconds)
     elif kind == "drip":
@@ -132,7 +150,7 @@ class Throttle:
         self.levels = [0.0, 0.0]  # how much is above what the past allows, in requests and bytes
         self.at = time.monotonic()
 
-    def admit(self, nbytes: int) -> float:
+    def admit(self, nbytes: int, way: str = "Download") -> float:
         """Seconds by which a request is late. Raises OssFault if it is refused."""
         now = time.monotonic()
         passed, self.at = now - self.at, now
@@ -143,7 +161,7 @@ class Throttle:
             self.levels[i] = max(0.0, self.levels[i] - rate * passed)
             over = self.levels[i] / rate - self.burst
             if over > 0 and not self.delays:
-                raise OssFault(503, ("TotalQpsLimitExceeded", "DownloadTrafficRateLimitExceeded")[i], "Slow down")
+                raise OssFault(503, ("TotalQpsLimitExceeded", f"{way}TrafficRateLimitExceeded")[i], "Slow down")
             late = max(late, over)
         for i, amount in enumerate((1, nbytes)):
             self.levels[i] += amount

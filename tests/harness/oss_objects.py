@@ -11,7 +11,6 @@ import crcmod
 
 from tests.harness.oss_wire import Answer, OssFault, Request, element, xml
 
-_DATE = "2026-01-01T00:00:00.000Z"
 _HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
@@ -22,6 +21,10 @@ class StoredBytes:
     data: bytes
     etag: str
     crc64: int
+    number: int = 0
+    """Larger is later."""
+    told: dict[str, str] = field(default_factory=dict)
+    """Its x-oss-meta-* headers."""
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Upload:
 
     bucket: str
     key: str
+    told: dict[str, str]
     parts: dict[int, StoredBytes] = field(default_factory=dict)
 
 
@@ -41,10 +45,14 @@ class Objects:
         self.uploads: dict[str, Upload] = {}
         self._crc64 = crcmod.mkCrcFun(0x142F0E1EBA9EA3693, initCrc=0, xorOut=2**64 - 1, rev=True)  # CRC-64/XZ
         self._number = itertools.count(1)
+        self._order = itertools.count(1)
 
-    def store(self, bucket: str, key: str, data: bytes, etag: str | None = None) -> StoredBytes:
+    def store(
+        self, bucket: str, key: str, data: bytes, etag: str | None = None, told: dict[str, str] | None = None
+    ) -> StoredBytes:
         """Put an object there."""
         stored = self._stored(data, etag)
+        stored.number, stored.told = next(self._order), told or {}
         self.buckets[bucket][key] = stored
         return stored
 
@@ -53,7 +61,7 @@ class Objects:
         if request.bucket not in self.buckets:
             raise OssFault(404, "NoSuchBucket", "The specified bucket does not exist")
         if not request.key:
-            return self._list(request)
+            return self._unfinished(request) if "uploads" in request.query else self._list(request)
         if request.method in ("GET", "HEAD"):
             return self._get(request)
         if request.method == "PUT":
@@ -82,6 +90,7 @@ class Objects:
             "Accept-Ranges": "bytes",
             "x-oss-object-type": "Normal",
             "x-oss-hash-crc64ecma": str(stored.crc64),
+            **stored.told,
         }
         size = len(stored.data)
         if request.method == "HEAD":
@@ -99,7 +108,7 @@ class Objects:
 
     def _put(self, request: Request) -> Answer:
         self._check_overwrite(request)
-        stored = self.store(request.bucket, request.key, request.body)
+        stored = self.store(request.bucket, request.key, request.body, told=_told(request))
         return _written(stored)
 
     def _check_overwrite(self, request: Request) -> None:
@@ -119,7 +128,7 @@ class Objects:
 
     def _begin(self, request: Request) -> Answer:
         upload_id = f"{next(self._number):032X}"
-        self.uploads[upload_id] = Upload(request.bucket, request.key)
+        self.uploads[upload_id] = Upload(request.bucket, request.key, _told(request))
         parts = [element("Bucket", request.bucket), element("Key", request.key), element("UploadId", upload_id)]
         return Answer(200, {}, xml("InitiateMultipartUploadResult", *parts))
 
@@ -128,6 +137,19 @@ class Objects:
         if upload is None or (upload.bucket, upload.key) != (request.bucket, request.key):
             raise OssFault(404, "NoSuchUpload", "The specified upload does not exist")
         return upload
+
+    def _unfinished(self, request: Request) -> Answer:
+        """Uploads in parts that are under way, one page."""
+        begins = request.query.get("prefix", "")
+        shown = [
+            f"<Upload>{element('Key', quote(each.key))}{element('UploadId', name)}"
+            f"{element('Initiated', _date(1))}</Upload>"
+            for name, each in self.uploads.items()
+            if each.bucket == request.bucket and each.key.startswith(begins)
+        ]
+        head = [element("EncodingType", "url"), element("IsTruncated", "false"), element("NextKeyMarker", "")]
+        last = element("NextUploadIdMarker", "")
+        return Answer(200, {"Content-Type": "application/xml"}, xml("ListMultipartUploadsResult", *head, last, *shown))
 
     def _put_part(self, request: Request) -> Answer:
         number = int(request.query["partNumber"])
@@ -155,7 +177,7 @@ class Objects:
                 raise OssFault(400, "InvalidPart", f"Part {number} is not there or has another etag")
         data = b"".join(upload.parts[number].data for number in numbers)
         etag = hashlib.md5("".join(etag for _, etag in listed).encode()).hexdigest().upper() + f"-{len(listed)}"
-        stored = self.store(request.bucket, request.key, data, etag)
+        stored = self.store(request.bucket, request.key, data, etag, upload.told)
         del self.uploads[request.query["uploadId"]]
         answer = _written(stored)
         answer.body = xml("CompleteMultipartUploadResult", element("Key", request.key), element("ETag", stored.etag))
@@ -192,7 +214,13 @@ class Objects:
 
     def _listed(self, bucket: str, key: str, name: str) -> str:
         stored = self.buckets[bucket][key]
-        fields = {"Key": name, "LastModified": _DATE, "ETag": stored.etag, "Type": "Normal", "Size": len(stored.data)}
+        fields = {
+            "Key": name,
+            "LastModified": _date(stored.number),
+            "ETag": stored.etag,
+            "Type": "Normal",
+            "Size": len(stored.data),
+        }
         inner = "".join(element(field_name, value) for field_name, value in fields.items())
         return f"<Contents>{inner}{element('StorageClass', 'Standard')}</Contents>"
 
@@ -203,6 +231,14 @@ def _folder(key: str, prefix: str, delimiter: str) -> str:
         return ""
     head, found, _ = key[len(prefix) :].partition(delimiter)
     return prefix + head + delimiter if found else ""
+
+
+def _told(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.headers.items() if name.startswith("x-oss-meta-")}
+
+
+def _date(number: int) -> str:
+    return f"2026-01-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.000Z"
 
 
 def _written(stored: StoredBytes) -> Answer:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from tests.harness.oss_faults import Fault, Throttle, Timeline, replace_object, send, spoil
+from tests.harness.oss_faults import Fault, Throttle, Timeline, cut, replace_object, send, spoil, spoil_upload
 from tests.harness.oss_objects import Objects
 from tests.harness.oss_signatures import Key, Keys
 from tests.harness.oss_wire import Answer, OssFault, Request, error_answer, read_request
@@ -65,8 +65,17 @@ class Server:
         late = 0.0
         try:
             self.keys.check(request)
+            is_upload = request.method in ("PUT", "POST")
+            if is_upload and fault is not None:
+                if fault.kind == "cut":
+                    cut(writer)
+                    return False
+                request = spoil_upload(fault, request)
+            if self.throttle is not None and request.key and is_upload:
+                late = self.throttle.admit(len(request.body), "Upload")
             answer = self.objects.answer(request)
-            if self.throttle is not None and request.key:
+            self.counts["bytes uploaded"] += len(request.body) if request.method == "PUT" else 0
+            if self.throttle is not None and request.key and not is_upload:
                 late = self.throttle.admit(len(answer.body))
             if fault is not None:
                 answer = spoil(fault, answer, request, self.objects)
@@ -105,8 +114,16 @@ class Server:
         said: Any = {}
         if what == "object":
             said = {"etag": self.objects.store(BUCKET, rest, request.body).etag.strip('"')}
+        elif what == "bytes":
+            said = {"hex": self.objects.buckets[BUCKET][rest].data.hex()}
+        elif what == "names":
+            said = sorted(self.objects.buckets[BUCKET])
+        elif what == "delete":
+            del self.objects.buckets[BUCKET][rest]
         elif what == "role":
             said = await self._new_role_keys()
+        elif what == "unfinished":
+            said = [each.key for each in self.objects.uploads.values()]
         elif what == "state":
             faults = [{"kind": fault.kind, "done": fault.done} for fault in self.faults]
             said = {"counts": self.counts, "log": self.log, "tenths": list(self.timeline.tenths), "faults": faults}

@@ -36,6 +36,22 @@ class OssService:
         """Store an object; its etag."""
         return self._ask(f"object/{name}", data)["etag"]
 
+    def get(self, name: str) -> bytes:
+        """The bytes of an object."""
+        return bytes.fromhex(self._ask(f"bytes/{name}")["hex"])
+
+    def names(self) -> list[str]:
+        """Of all objects."""
+        return list(self._ask("names"))
+
+    def delete(self, name: str) -> None:
+        """Take an object away."""
+        self._ask(f"delete/{name}")
+
+    def unfinished(self) -> list[str]:
+        """Names of objects whose parts were never put together."""
+        return list(self._ask("unfinished"))
+
     def put_folder(self, folder: Path, prefix: str, suffix: str = "") -> str:
         """Store the files of a folder and give the address of the place they lie in."""
         for path in sorted(folder.rglob("*" + suffix)):

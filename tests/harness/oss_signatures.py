@@ -97,12 +97,13 @@ class Keys:
         return access, (due, fields["Signature"])
 
     def _signing_key(self, access: str, scope: str) -> bytes:
-        key = ("aliyun_v4" + self._key(access).secret).encode()
-        if (access, scope) not in self._signing:
+        secret = self._key(access).secret
+        if (secret, scope) not in self._signing:
+            key = ("aliyun_v4" + secret).encode()
             for part in scope.split("/"):
                 key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-            self._signing[access, scope] = key
-        return self._signing[access, scope]
+            self._signing[secret, scope] = key
+        return self._signing[secret, scope]
 
     def _version1(self, request: Request, given: str) -> tuple[str, tuple[str, str]]:
         access, _, signature = given.removeprefix("OSS ").partition(":")

@@ -32,6 +32,7 @@ from train.checkpoint.host import Aside
 from train.checkpoint.load import read_tensors
 from train.checkpoint.save import Contents, Outcome, Saver
 from train.checkpoint.tensors import write_whole
+from train.checkpoint.uploads import Uploads
 
 if TYPE_CHECKING:
     from model.canonical import Box
@@ -139,8 +140,10 @@ class RunCheckpoints:
         frozen: Sequence[str],
         keep: int,
         commit_seconds: float,
+        keep_every: int | None = None,
         resumed: Commit | None = None,
         tell: Callable[[Outcome], None] = lambda _: None,
+        uploads: Uploads | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         """Args:
@@ -151,8 +154,10 @@ class RunCheckpoints:
         frozen: parts that are written once, and referred to as long as they are what was written.
         keep: sealed checkpoints to leave.
         commit_seconds: from the copy to the seal; a save that takes longer is given up by all ranks.
+        keep_every: sealed checkpoints of steps that it divides are never deleted.
         resumed: the checkpoint that `parameters` were just loaded from.
         tell: hears what became of each save, in the main thread.
+        uploads: is offered each sealed checkpoint; on rank 0.
         group: the ranks that save together; None is the world.
         """
         self._parameters, self._boxes, self._optimizer = parameters, boxes, optimizer
@@ -161,7 +166,9 @@ class RunCheckpoints:
         self._group = group
         self._last: Outcome | None = None
         self._newest: int | None = None
-        self._saver = Saver(run_dir, keep=keep, commit_seconds=commit_seconds, tell=self._heard, group=group)
+        self._uploads = uploads
+        self._run_dir, self._keep, self._keep_every = Path(run_dir), keep, keep_every
+        self._saver = Saver(run_dir, commit_seconds=commit_seconds, tell=self._heard, tidy=self._sealed, group=group)
         self._stamps = {part: self._stamp(part) for part in self._frozen}
         self._known: dict[str, dict[str, FileEntry]] = {}
         """On rank 0, the files of frozen parts as they were written last."""
@@ -243,6 +250,14 @@ class RunCheckpoints:
         if self._last is not None and self._last.fault is not None:
             raise CheckpointError(f"{self._last.path.name} was not finished and counts for nothing: {self._last.fault}")
         return self._last
+
+    def _sealed(self, path: Path) -> None:
+        """In the thread that writes, on rank 0: what a new checkpoint makes of the older ones."""
+        held = frozenset[str]()
+        if self._uploads is not None:
+            self._uploads.offer(path)
+            held = self._uploads.held
+        commits.prune(self._run_dir, self._keep, path, every=self._keep_every, held=held)
 
     def _heard(self, outcome: Outcome) -> None:
         self._last = outcome
