@@ -62,8 +62,7 @@ class OssWriter(OssStore):
         headers = {_CRC32C: crc32c, _CRC64: str(due)} if crc32c else {}
 
         def attempt(call: Call) -> Any:
-            # A file, because the time limit of a socket is for each piece of it; bytes would be one piece.
-            result = call.bucket.put_object(self.prefix + name, io.BytesIO(data), headers=headers)
+            result = call.bucket.put_object(self.prefix + name, _body(data), headers=headers)
             return _compared(result, due)
 
         self._requests.run(self._url(name), len(data), attempt)
@@ -109,7 +108,7 @@ class OssWriter(OssStore):
         due = _crc64(data)
 
         def attempt(call: Call) -> Any:
-            result = call.bucket.upload_part(self.prefix + name, upload, number, io.BytesIO(data))
+            result = call.bucket.upload_part(self.prefix + name, upload, number, _body(data))
             return _compared(result, due)
 
         result = self._requests.run(f"{self._url(name)} part {number}", len(data), attempt)
@@ -147,6 +146,14 @@ def _uploads(below: str, key: str, upload: str, call: Call) -> Any:
 
 def _abort(key: str, upload: str, call: Call) -> Any:
     return call.bucket.abort_multipart_upload(key, upload)
+
+
+def _body(data: bytes) -> "io.BytesIO | bytes":
+    """A file, because the time limit of a socket is for each piece of it, and bytes would be one piece.
+
+    Not where it is empty: requests takes the length of an empty file for unknown, and would send chunks.
+    """
+    return io.BytesIO(data) if data else data
 
 
 def _crc64(data: bytes) -> int:

@@ -70,17 +70,17 @@ def test_an_upload_comes_back_as_it_was_with_what_it_refers_to(
     first = make_commit(run, 10)
     second = make_commit(run, 20, frozen_of(first))
     done = sent(second, oss, budget=SMALL_BUDGET)
-    assert done.fault is None and done.files == 5
+    assert done.fault is None and done.files == 6
     order = written(service)
-    assert order[-2:] == [f"run/{second.name}/files.json", f"run/{second.name}/COMMIT"] and len(order) == 7
+    assert order[-2:] == [f"run/{second.name}/files.json", f"run/{second.name}/COMMIT"] and len(order) == 8
     assert f"run/{first.name}/{VISION}" in order, "a file that is referred to goes where it belongs"
-    assert service.counts["PUT object served"] == 6 + 3, "one file takes three parts"
+    assert service.counts["PUT object served"] == 7 + 3, "one file takes three parts"
 
     path = fetch(oss, back)
     assert path == back / "checkpoints" / second.name and not commits.problems(path)
     assert [attempt.path for attempt in commits.attempts(back)] == [path]
     own = {name: data for name, data in content(back).items() if not name.endswith(commits.PRUNED)}
-    assert own.items() <= content(run).items() and len(own) == 7
+    assert own.items() <= content(run).items() and len(own) == 8
     commits.prune(back, 1, path)
     assert not commits.problems(path), "what it refers to is kept as pruning keeps it"
 
@@ -90,7 +90,7 @@ def test_what_is_there_is_not_sent_again(service: OssService, oss: OssConfig, tm
     sent(first, oss)
     second = make_commit(tmp_path, 20, frozen_of(first))
     done = sent(second, oss)
-    assert done.files == 4, "the frozen part is there"
+    assert done.files == 5, "the frozen part is there"
     again = sent(second, oss)
     assert (again.files, again.nbytes) == (0, 0)
 
@@ -108,7 +108,7 @@ def test_a_bucket_keeps_what_the_recipe_keeps(service: OssService, oss: OssConfi
     assert left == [f"run/{paths[10].name}/{VISION}"], "it is referred to"
     deleted = [each["key"] for each in service.state()["log"] if each["kind"] == "DELETE object"]
     gone = [name for name in deleted if paths[30].name in name]
-    assert gone[0].endswith("/COMMIT") and len(gone) == 6
+    assert gone[0].endswith("/COMMIT") and len(gone) == 7
     assert not commits.problems(fetch(oss, tmp_path / "back"))
 
 
@@ -187,7 +187,7 @@ def test_killed_between_two_files_it_goes_on_with_the_rest(service: OssService, 
     assert fetch(oss, tmp_path / "back").name == first.name, "a part of a checkpoint counts for nothing"
     done = sent(second, oss)
     finished = [name for name in there if name.startswith(f"run/{second.name}/")]
-    assert done.fault is None and done.files == 5 - len(finished) and service.unfinished() == []
+    assert done.fault is None and done.files == 6 - len(finished) and service.unfinished() == []
     assert fetch(oss, tmp_path / "after").name == second.name
 
 

@@ -29,6 +29,7 @@ def make_commit(run: Path, step: int, frozen: FileEntry | None = None, large: in
         "language.00000.safetensors": random.bytes(large),
         "state.json": b'{"step": %d}' % step,
         "recipe.yaml": b"seed: 1\n",
+        "quarantine.jsonl": b"",
         "optimizer.00000.safetensors": random.bytes(SMALL),
     }
     if frozen is None:
