@@ -8,13 +8,14 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
 from train.checkpoint.save import Outcome
 from train.checkpoint.uploads import Upload
 from train.config import RunConfig
+from train.lines import Lines
 from train.state import TrainState
 from train.step import StepReport
 
@@ -163,12 +164,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _go_on(path: Path, step: int) -> TextIO:
+def _go_on(path: Path, step: int) -> Lines:
     """A file of JSON lines, open after those that a run resumed at `step` still stands on."""
-    kept = _lines_up_to(path, step)
-    file = path.open("w", buffering=1)
-    file.writelines(kept)
-    return file
+    return Lines(path, _lines_up_to(path, step))
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -1,0 +1,44 @@
+"""Files of JSON lines that a full disk does not end a run for: what cannot be written now waits in memory."""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+MOST_BYTES = 64 << 20
+"""That wait; beyond it the newest lines are dropped."""
+
+
+class Lines:
+    """A file that lines are added to, as far as the disk takes them."""
+
+    def __init__(self, path: Path, kept: Iterable[str]) -> None:
+        """`kept` are the lines that it begins with, in the place of what was there. Raises OSError."""
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)  # in one step: a disk that is full now must not cost what was there
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = bytearray()
+        self._is_told = False
+
+    def write(self, line: str) -> None:
+        """Add a line that ends in a line feed."""
+        if len(self._waiting) < MOST_BYTES:
+            self._waiting += line.encode()
+        try:
+            while self._waiting:
+                del self._waiting[: os.write(self._file.fileno(), self._waiting)]
+            self._is_told = False
+        except OSError as error:
+            if not self._is_told:
+                log.warning("%s cannot be written, lines wait in memory: %s", self._path, error)
+            self._is_told = True
+
+    def close(self) -> None:
+        """Write what waits, if that is possible now; else say how much is lost."""
+        self.write("")
+        if self._waiting:
+            log.warning("%s lacks its last %d bytes", self._path, len(self._waiting))
+        self._file.close()
