@@ -1,9 +1,11 @@
 """Checkpoints uploaded through the real oss2 client to the loopback service, with faults, and fetched from there."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from data.errors import StoreError
 from data.store.config import OssConfig
 from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService
+from tests.launch.commands import end
 from tests.train.uploaded import ADDRESS, SMALL_BUDGET, content, frozen_of, job_of, make_commit, oss_of, remote_at
 from train.checkpoint import commits, disk, upload
+from train.checkpoint.fetch import _see, find_or_fetch
 from train.checkpoint.remote import fetch_newest, noted
 from train.checkpoint.upload import Sent
+from train.ready import check_upload_folder
+from train.resolve import compose, to_yaml
 
 LANGUAGE, VISION = "language.00000.safetensors", "vision.00000.safetensors"
 
@@ -281,3 +287,41 @@ def test_nothing_secret_is_noted(service: OssService, oss: OssConfig, tmp_path: 
     with pytest.raises(StoreError, match="SignatureDoesNotMatch"):
         service.keys({ACCESS: {"secret": "another"}})
         fetch(oss, tmp_path / "back")
+
+
+def test_a_new_run_does_not_upload_among_the_checkpoints_of_another(
+    service: OssService, oss: OssConfig, tmp_path: Path
+) -> None:
+    run = compose("quickstart_stage2")
+    checkpoint = replace(run.checkpoint, upload=ADDRESS)
+    run = replace(run, run_dir=str(tmp_path / "new"), checkpoint=checkpoint, data=replace(run.data, oss=oss))
+    check_upload_folder(run)
+    path = make_commit(tmp_path / "other", 10)
+    sent(path, oss)
+    with pytest.raises(
+        ValueError, match=f"{ADDRESS} already holds 1 checkpoint.*{path.name}.*triptych resume {ADDRESS}"
+    ):
+        check_upload_folder(run)
+    check_upload_folder(replace(run, resume=True))
+
+
+def test_what_a_run_has_not_uploaded_is_uploaded_by_hand_and_comes_back(
+    service: OssService, oss: OssConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = compose("quickstart_stage2")
+    checkpoint = replace(run.checkpoint, upload=ADDRESS)
+    made = make_commit(
+        tmp_path / "run", 10, recipe=to_yaml(replace(run, checkpoint=checkpoint, data=replace(run.data, oss=oss)))
+    )
+    assert end("checkpoint", "upload", tmp_path / "run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == 6 and told["fault"] is None
+    reach = ["--oss", f"endpoint={service.endpoint}", f"limiter.folder={tmp_path}/limits"]
+    assert end("checkpoint", "download", ADDRESS, tmp_path / "back", *reach) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/back/checkpoints/{made.name} is whole\n"
+    assert end("resume", ADDRESS, *reach) == 2 and "--run-dir RUN" in capsys.readouterr().err
+    # The folder knows from now on where its checkpoints are, should they go again.
+    shutil.rmtree(tmp_path / "back" / "checkpoints")
+    assert find_or_fetch(tmp_path / "back", None, 5.0, lambda _: None).path.name == made.name
+    with pytest.raises(ValueError, match="all nodes share"):
+        _see(tmp_path / "another node" / made.name)

@@ -20,15 +20,15 @@ SMALL_BUDGET = 250_000.0
 LARGE, SMALL = 600_000, 20_000
 
 
-def make_commit(run: Path, step: int, frozen: FileEntry | None = None, large: int = LARGE) -> Path:
+def make_commit(run: Path, step: int, frozen: FileEntry | None = None, recipe: str = "seed: 1\n") -> Path:
     """A checkpoint with a file of several parts and one of a single; `frozen` lies in an earlier one, or is made."""
     path = commits.attempt_path(run, step, f"{step:08x}")
     disk.make_folder(path)
     random = np.random.default_rng(step)
     made = {
-        "language.00000.safetensors": random.bytes(large),
+        "language.00000.safetensors": random.bytes(LARGE),
         "state.json": b'{"step": %d}' % step,
-        "recipe.yaml": b"seed: 1\n",
+        "recipe.yaml": recipe.encode(),
         "quarantine.jsonl": b"",
         "optimizer.00000.safetensors": random.bytes(SMALL),
     }
