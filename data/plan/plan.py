@@ -235,7 +235,7 @@ def assign_rows(rows: Sequence[RowPlan], dp_size: int) -> list[list[int]]:
     Counts are equal, or differ by one where dp_size does not divide the number of rows, which is that of the recipe
     whatever the layout. Raises ValueError if a replica would have none.
     """
-    if not 0 < dp_size <= len(rows):
+    if dp_size < 1 or 0 < len(rows) < dp_size:
         raise ValueError(
             f"a step has {len(rows)} rows (data.rows_per_step), which leaves none for some of {dp_size} replicas; "
             "start fewer, or split the model over more of them (parallel.tensor, parallel.pipeline)"
