@@ -22,7 +22,7 @@ from train.agreement import CheckpointError
 from train.checkpoint.commits import FILES, RECIPE, Attempt, Commit, attempts, open_commit, problems
 from train.checkpoint.entries import STATE_TENSORS, state_name
 from train.checkpoint.load import read_tensors
-from train.checkpoint.run import rewrite_commit
+from train.checkpoint.rewrite import rewrite_commit
 from train.checkpoint.tensors import TensorReader
 
 _BLOCK = 1 << 22

@@ -190,10 +190,15 @@ def open_commit(path: Path) -> Commit:
     return Commit(path=path, step=int(match[1]), state=state, files=listed_files(path))
 
 
+def now() -> str:
+    """As checkpoints write it down: UTC, in seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def mark_verified(path: Path) -> None:
     """Note that every byte of a sealed checkpoint was just found to be as written; not where nothing can be written."""
     with contextlib.suppress(OSError):
-        (path / VERIFIED).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="ascii")
+        (path / VERIFIED).write_text(f"{now()}\n", encoding="ascii")
 
 
 def verified_at(path: Path) -> str | None:

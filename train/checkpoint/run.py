@@ -1,12 +1,8 @@
 """What a run puts into its checkpoints: which files, and which of them have not changed."""
 
 import importlib.metadata
-import json
 import platform
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.agreement import CheckpointError, rank_in, summed_over
-from train.checkpoint import commits, disk
+from train.checkpoint import commits
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
 from train.checkpoint.entries import (
@@ -23,15 +19,12 @@ from train.checkpoint.entries import (
     OPTIMIZER,
     Optimizer,
     Writer,
-    part_of,
     state_held,
     weights_to_write,
 )
 from train.checkpoint.generators import state_file
 from train.checkpoint.host import Aside
-from train.checkpoint.load import read_tensors
 from train.checkpoint.save import Contents, Outcome, Saver
-from train.checkpoint.tensors import write_whole
 from train.checkpoint.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -84,46 +77,6 @@ def save_commit(
     outcome = checkpoints.finish()
     assert outcome is not None
     return outcome.path
-
-
-def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], note: Mapping[str, Any]) -> Path:
-    """Write a checkpoint anew beside itself and seal it, in one process, tensor by tensor. Returns its folder.
-
-    The new one has the same step and is sealed later, so the run goes on from it. Parts without a mended tensor are
-    referred to. The old one stays, and so does every other: nothing is pruned.
-
-    Args:
-        commit: lies in a run's checkpoints folder.
-        mended: what makes each tensor that is another one now, whole and on CPU, in the shape and dtype that `commit`
-            has it in, by its stored name.
-        note: goes into state.json, over what `commit` has there.
-
-    Raises:
-        CheckpointError: what a maker raised, or a file that could not be written. The folder stays, unsealed.
-    """
-    path = commits.attempt_path(commit.path.parent.parent, commit.step, secrets.token_hex(4))
-    reader = read_tensors(commit.path)
-    parts = {part_of(name) for name in mended}
-    files = {name: entry for name, entry in commit.files.items() if part_of(name) not in parts}
-    told = commit.state | dict(note) | {"saved_at": _now()}
-    try:
-        disk.make_folder(path)
-        for part in parts:
-            names = [name for name in reader.names() if part_of(name) == part]
-            digest = write_whole(
-                path / f"{part}.00000{TENSORS}",
-                reader,
-                names,
-                lambda name: mended.get(name, partial(reader.read, name))(),
-            )
-            files[f"{part}.00000{TENSORS}"] = FileEntry(digest=digest, folder=path.name)
-        texts = {commits.STATE: json.dumps(told, indent=1), commits.RECIPE: commit.recipe}
-        for name, text in texts.items():
-            files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
-        commits.seal(path, files)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"writing {path.name} failed: {error}") from error
-    return path
 
 
 class RunCheckpoints:
@@ -227,7 +180,7 @@ class RunCheckpoints:
             "step": step,
             "steps_taken": self._optimizer.steps_taken if self._optimizer else None,
             "environment": environment(),
-            "saved_at": _now(),
+            "saved_at": commits.now(),
         }
         return Contents(
             step=step,
@@ -298,7 +251,3 @@ class RunCheckpoints:
             for name, parameter in self._parameters.items()
             if name in self._boxes and self._boxes[name].name.startswith(f"{part}.")
         ]
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
