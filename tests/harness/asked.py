@@ -55,6 +55,7 @@ def ask(
     fault: Fault,
     *overrides: str,
     resumed: bool = False,
+    plant: str | None = None,
     timeout: float = 150.0,
 ) -> Asked:
     """Start or go on with a run, and ask it to end once it has come to `fault`; AssertionError if it never does."""
@@ -64,7 +65,7 @@ def ask(
     command += [f"run_dir={run_dir}"]
     if resumed:
         command = [sys.executable, "-m", "launch.cli", "resume", str(run_dir)]
-    interpreter = f"-m tests.harness.faulty '{replace(fault, moment=str(moment)).to_json()}' -"
+    interpreter = f"-m tests.harness.faulty '{replace(fault, moment=str(moment)).to_json()}' {plant or '-'}"
     process = _start([*command, *overrides], recipe, interpreter, TRIPTYCH_TEST_RUN=mark)
     try:
         _wait_for(moment, process, timeout)

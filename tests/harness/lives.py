@@ -98,6 +98,7 @@ class Nursery:
         given: Sequence[Any] = (),
         until: Callable[[], bool] | None = None,
         plant: str | None = None,
+        resume: bool | None = None,
     ) -> Life:
         """One start of a run, from its checkpoints if it has any, until all its processes have gone.
 
@@ -105,11 +106,14 @@ class Nursery:
             before: called with (rank, *given) in each process before it trains; importable.
             until: asked again and again; once it says so every process gets SIGKILL.
             plant: a defect that every process plants in itself first.
+            resume: None is whether there is a checkpoint in the run's folder.
         """
         self._count += 1
         said = Path(run.run_dir).with_name(f"{Path(run.run_dir).name}.said.{self._count}")
         said.parent.mkdir(parents=True, exist_ok=True)
-        run = replace(run, resume=any(Path(run.run_dir).glob("checkpoints/*/COMMIT")))
+        if resume is None:
+            resume = any(Path(run.run_dir).glob("checkpoints/*/COMMIT"))
+        run = replace(run, resume=resume)
         limit = timedelta(seconds=LONGEST)
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
         shared = (processes, store.port, to_yaml(run), str(said), plant, before, tuple(given))
@@ -190,6 +194,11 @@ def kill_in_step(rank: int, killed_rank: int, step: int) -> None:
 
     if rank == killed_rank:
         replace_name(train_steps, "forward_backward", make)
+
+
+def with_environment(rank: int, values: dict[str, str]) -> None:
+    """Have variables that the server did not have when it was started."""
+    os.environ |= values
 
 
 def mark_training(rank: int, mark: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from tests.prove.planting import replace_name
 from train.checkpoint import commits, disk, save
 from train.checkpoint.commits import TENSORS
+from train.checkpoint.generators import state_file
 
 KINDS = ("SIGKILL", "disk full", "I/O error", "hang")
 STRUCK_STEP = 2
@@ -27,12 +28,13 @@ AFTER_SEAL = ("fsync the folder, time 2", "prune", "fsync PRUNED", "fsync the fo
 """Places after COMMIT has its name: an error there changes nothing about it."""
 _STRUCK_BLOCK = 2
 _FOREVER = 3600.0
-_ENDINGS = ("vision", "merger", "language", "optimizer")
+_PARTS = ("vision", "merger", "language", "optimizer")
 
 
 def places(rank: int, ranks: int) -> tuple[str, ...]:
     """The places that a rank of data-parallel `ranks` passes, in order, where nothing is frozen and one commit kept."""
-    tensors = [f"{do} {part}.{rank:05d}.safetensors" for part in _ENDINGS for do in ("write", "fsync")]
+    files = [*(f"{part}.{rank:05d}{TENSORS}" for part in _PARTS), state_file(rank)]
+    tensors = [f"{do} {file}" for file in files for do in ("write", "fsync")]
     if rank:
         return ("agree", "copy", "await ready", *tensors, "await verdict")
     texts = [
@@ -94,7 +96,7 @@ def _at_places(meet: Callable[[str], object]) -> None:
             passed[place] += 1
             if not place.startswith("write"):
                 meet(place if passed[place] == 1 else f"{place}, time {passed[place]}")
-            elif passed[place] == (_STRUCK_BLOCK if place.endswith(TENSORS) else 1):
+            elif passed[place] == (_STRUCK_BLOCK if place.endswith((TENSORS, ".state")) else 1):
                 meet(place)
 
     def in_main(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -104,8 +104,10 @@ def missing_in_commit(run: RunConfig) -> list[str]:
     missing = [name for name, size in wanted.items() if held.get(name) != size]
     state = json.loads(folders["state.json"].read_text())
     due = ("counters", "cursor", "plan", "seed", "world_size", "steps_taken", "environment", "chain", "stage", "loss")
+    due += ("segments", "used")
     missing += [name for name in due if name not in state]
     missing += ["step"] if state["counters"]["step"] != STEPS else []
     recipe = yaml.safe_load(folders["recipe.yaml"].read_text())
     missing += ["recipe"] if recipe["stage"]["name"] != STAGE else []
-    return missing + ([] if "quarantine.jsonl" in folders else ["quarantine.jsonl"])
+    files = ("quarantine.jsonl", *(f"random.{rank:05d}.state" for rank in range(2)))
+    return missing + [name for name in files if name not in folders]

@@ -71,6 +71,14 @@ class Cluster:
         told = self.ask("scontrol", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in told if "=" in word)
 
+    def await_state(self, number: int, states: tuple[str, ...], seconds: float) -> dict[str, str]:
+        """What scontrol says of a job once it is in one of `states`; AssertionError if it is in none in time."""
+        deadline = time.monotonic() + seconds
+        while (job := self.job(number)).get("JobState") not in states:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.5)
+        return job
+
     def close(self) -> None:
         """End all jobs, then the daemons."""
         self.ask("scancel", "--full", "--state=RUNNING")

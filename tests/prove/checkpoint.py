@@ -1,10 +1,24 @@
 """`make prove-checkpoint`: faults in saves, kills, damage, changes of layout, the chain of stages."""
 
-from tests.prove import checkpoint_faults, checkpoint_layouts, checkpoint_saves
+from tests.prove import (
+    checkpoint_faults,
+    checkpoint_layouts,
+    checkpoint_plan,
+    checkpoint_saves,
+    checkpoint_signals,
+    checkpoint_storage,
+)
 from tests.prove.case import Case
 from tests.prove.driver import main
 
-TOPICS = (checkpoint_saves, checkpoint_layouts, checkpoint_faults)
+TOPICS = (
+    checkpoint_saves,
+    checkpoint_layouts,
+    checkpoint_plan,
+    checkpoint_storage,
+    checkpoint_signals,
+    checkpoint_faults,
+)
 
 
 def all_cases() -> dict[str, Case]:

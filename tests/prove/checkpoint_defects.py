@@ -134,6 +134,30 @@ def first_slice_for_all() -> Mend:
     return replace_name(load, "weights_held", make)
 
 
+def cursor_of_the_dropped_step() -> Mend:
+    """What a dropped step had read is not read again."""
+    from train.trainer import Trainer
+
+    def make(_: Any) -> Any:
+        def planted(self: Any) -> Any:
+            return lambda: self._words(self.state.to_dict(), self.batches.cursor, self.loss)
+
+        return planted
+
+    return replace_name(Trainer, "_told", make)
+
+
+def left_over_forgotten() -> Mend:
+    """A new segment of the plan does not take what the window before has left."""
+    from data.plan.plan import Plan
+    from data.plan.used import Drawn
+
+    def make(used_at: Any) -> Any:
+        return lambda self, cursor: {name: Drawn(count=each.count) for name, each in used_at(self, cursor).items()}
+
+    return replace_name(Plan, "used_at", make)
+
+
 _STRUCK = "optimizer.00001.safetensors"
 PLANTS = {
     "save_share_lost": (share_lost, ("commit",)),
@@ -148,6 +172,8 @@ PLANTS = {
     "save_digests_believed": (data_defects.commit_digest_off, ("damage",)),
     "resume_moments_forgotten": (data_defects.moments_forgotten, ("same/stage2/DP2",)),
     "resume_row_twice": (data_defects.row_twice, ("same/stage2/DP2",)),
+    "stop_cursor_of_the_dropped_step": (cursor_of_the_dropped_step, ("signal/stuck",)),
+    "plan_left_over_forgotten": (left_over_forgotten, ("plan/epochs",)),
     "resume_first_slice_for_all": (first_slice_for_all, ("layout/stage2/tied/PP2 to TP2+SP", "chain")),
 }
 ENDING = {"save_pruned_before_the_seal", "save_waits_without_end", "save_early_seal"}
