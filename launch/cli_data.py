@@ -60,7 +60,7 @@ def add_reach(parser: argparse.ArgumentParser) -> None:
 
 def _key_value(text: str) -> str:
     if "=" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE; what is not comes before --oss")
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE; the source comes before --oss")
     return text
 
 

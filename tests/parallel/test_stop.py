@@ -154,7 +154,7 @@ def test_a_rank_that_cannot_finish_the_step_before_is_named() -> None:
     job.stops[1].begin = lambda step, state: time.sleep(60.0 if step == 2 else 0.0)  # type: ignore[method-assign]
     stop_module_patience = stop_module._LEAST_PATIENCE
     try:
-        stop_module._LEAST_PATIENCE = 1.0
+        stop_module._LEAST_PATIENCE = 4.0
         while job.updates[0] < 1:
             time.sleep(0.005)
         ask(job, 0)

@@ -65,7 +65,7 @@ USER_CASES = {
     ),
     27: UserCase(
         told="ranks that run out of data one before the other",
-        covered=("tests/data/test_plan.py::test_replicas_share_the_same_rows_evenly",),
+        covered=("tests/data/test_plan.py::test_replicas_share_the_same_rows_in_counts_that_differ_by_one_at_most",),
     ),
     28: UserCase(told="a worker that is killed"),
     29: UserCase(
