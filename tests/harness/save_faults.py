@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.prove.planting import replace_name
-from train.checkpoint import commits, disk, save
+from train.checkpoint import commits, disk, host, save
 from train.checkpoint.commits import TENSORS
 from train.checkpoint.generators import state_file
 
@@ -100,14 +100,14 @@ def _at_places(meet: Callable[[str], object]) -> None:
                 meet(place)
 
     def in_main(real: Callable[..., Any]) -> Callable[..., Any]:
-        def begin(self: Any, gather: Callable[[], Any]) -> Any:
+        def begin(self: Any, gather: Callable[[], Any], aside: Any = None) -> Any:
             def gathered() -> Any:
                 contents = gather()
                 of_thread.step = contents.step
                 return contents
 
             try:
-                return real(self, gathered)
+                return real(self, gathered, aside)
             finally:
                 of_thread.step = 0
 
@@ -130,19 +130,10 @@ def _at_places(meet: Callable[[str], object]) -> None:
 
         return make
 
-    def once(make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[Callable[..., Any]], Any]:
-        """Tensors are copied one after the other: the first stands for all."""
-
-        def made(real: Callable[..., Any]) -> Callable[..., Any]:
-            watched = make(real)
-            return lambda *given: (real if passed["copy"] else watched)(*given)
-
-        return made
-
     replace_name(save.Saver, "save", in_main)
     replace_name(save.Saver, "_write", in_writer)
     replace_name(save.Saver, "_agreed", before(lambda *_: "agree"))
-    replace_name(save.Saver, "_copied", once(before(lambda *_: "copy")))
+    replace_name(host.HostCopies, "copied", before(lambda *_: "copy"))
     replace_name(save, "_awaited", before(lambda keys, key, *_: f"await {key}"))
     replace_name(disk, "make_folder", before(lambda path: "make the folder"))
     replace_name(disk, "write_block", before(lambda number, _: f"write {_name(number)}"))

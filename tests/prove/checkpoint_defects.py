@@ -22,9 +22,9 @@ def share_lost() -> Mend:
 
 def not_copied() -> Mend:
     """What is written is what tensors hold when their turn comes."""
-    from train.checkpoint.save import Saver
+    from train.checkpoint.host import HostCopies
 
-    return replace_name(Saver, "_copied", lambda _: lambda self, held, file, chunk: chunk)
+    return replace_name(HostCopies, "copied", lambda _: lambda self, files, aside: files)
 
 
 def waited_for() -> Mend:
@@ -32,8 +32,8 @@ def waited_for() -> Mend:
     from train.checkpoint.save import Saver
 
     def make(save: Any) -> Any:
-        def planted(self: Any, gather: Any) -> None:
-            save(self, gather)
+        def planted(self: Any, gather: Any, aside: Any = None) -> None:
+            save(self, gather, aside)
             self.finish()
 
         return planted
@@ -103,7 +103,7 @@ def frozen_written_again() -> Mend:
     """Frozen parts are in every save."""
     from train.checkpoint.run import RunCheckpoints
 
-    return replace_name(RunCheckpoints, "_unchanged", lambda _: lambda self: ())
+    return replace_name(RunCheckpoints, "_unchanged", lambda _: lambda self, aside: ())
 
 
 def references_not_heeded() -> Mend:
