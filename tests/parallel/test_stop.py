@@ -125,12 +125,16 @@ def test_a_step_that_takes_longer_than_the_grace_is_dropped_on_all_ranks() -> No
 
 
 def test_a_step_that_is_over_as_it_is_dropped_is_dropped_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = threading.Event()
+
     def until_dropped(rank: int, step: int) -> float:
+        made.wait(30)  # until there is a job to look at
         while (rank, step) == (1, 4) and not job.store.check(["stop/gate"]):
             time.sleep(0.001)
         return 0.0
 
     job = Job(2, pause=until_dropped, grace=2.0)
+    made.set()
     while job.updates[1] < 3:
         time.sleep(0.005)
     monkeypatch.setattr(stop_module, "_POLL_SECONDS", 0.5)  # one rank knows long before the other
