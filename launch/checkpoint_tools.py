@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from launch.reports import Report, table
-from train.checkpoint import commits, disk
+from train.checkpoint import commits, disk, pruning
 from train.checkpoint.commits import Attempt, Commit, FileEntry, attempts, open_commit
 from train.checkpoint.entries import MODEL_PARTS, part_of, state_name
 from train.checkpoint.load import find_commit, read_tensors
@@ -87,12 +87,15 @@ def pruned(
         names: keep these folders.
         dry_run: delete nothing.
 
-    The newest one always stays, and so does what a kept one refers to. Raises ValueError for a policy that says
-    nothing, or a name or value that no checkpoint has.
+    The newest one that can be gone on from always stays, for which it is read through, and so does what a kept one
+    refers to. Damaged ones that are found on the way count for nothing and are left as they are. Unfinished folders
+    whose writer has gone are deleted. Raises ValueError for a policy that says nothing, or a name or value that no
+    checkpoint has.
     """
     if last is None and every is None and best is None and not names:
         raise ValueError("nothing says what to keep; give --last N, --every STEPS, --best loss or --keep NAME")
-    sealed = [attempt for attempt in attempts(run_dir) if attempt.sealed]
+    damaged: dict[str, str] = {}
+    sealed = _usable(run_dir, damaged)
     if unknown := set(names) - {attempt.path.name for attempt in sealed}:
         raise ValueError(f"{run_dir} has no finished checkpoint {', '.join(sorted(unknown))}")
     key, count = best or ("", 0)
@@ -107,11 +110,24 @@ def pruned(
     kept = {attempt.path for attempt in sealed if attempt.path.name in stay}
     gone = [attempt.path for attempt in sealed if attempt.path not in kept]
     if not dry_run:
-        commits.delete(run_dir, gone)
+        pruning.delete(run_dir, gone)
+        pruning.clear_abandoned(run_dir)
     word = "would go" if dry_run else "deleted"
     lines = [f"{attempt.path.name}  {'kept' if attempt.path in kept else word}" for attempt in sealed]
+    lines += [f"{name}  left as it is, damaged: {why}" for name, why in damaged.items()]
     data = {"kept": sorted(path.name for path in kept), "deleted": [path.name for path in gone], "dry_run": dry_run}
+    data["damaged"] = damaged
     return Report(lines=lines or [f"{run_dir} has no finished checkpoint"], data=data)
+
+
+def _usable(run_dir: str | Path, damaged: dict[str, str]) -> list[Attempt]:
+    """Sealed checkpoints, the newest of which is whole; `damaged` gets those that were passed over, and why."""
+    found = [attempt for attempt in attempts(run_dir) if attempt.sealed]
+    said = {attempt.path for attempt in pruning.readable(run_dir)}
+    while found and (wrong := commits.problems(found[0].path)):
+        damaged[found.pop(0).path.name] = wrong[0]
+    damaged |= {each.path.name: commits.problems(each.path)[0] for each in found if each.path not in said}
+    return [attempt for attempt in found if attempt.path in said]
 
 
 def _values(sealed: Sequence[Attempt], key: str) -> dict[str, float]:

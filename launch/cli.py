@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from train.errors import CheckpointError
 
 Command = Callable[[argparse.Namespace], int]
 CLOSED_PIPE = 141  # what shells report for a program that SIGPIPE ended
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:  # with what has become of the work, where a command says it
         print("; ".join(("interrupted", *stop.args)), file=sys.stderr)
         status = INTERRUPTED
-    except (ValueError, OSError) as fault:  # what users can cause and cure; anything else is ours and keeps its trace
+    except (ValueError, OSError, CheckpointError) as fault:  # users' to cure; anything else is ours and keeps its trace
         print(f"triptych: {fault}", file=sys.stderr)
         status = 2
     raise SystemExit(status)

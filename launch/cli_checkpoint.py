@@ -100,7 +100,10 @@ def _prune(options: argparse.Namespace) -> int:
     best = None
     if options.best is not None:
         key, _, count = options.best.partition(":")
-        best = key, at_least_one(count or "1")
+        try:
+            best = key, at_least_one(count or "1")
+        except argparse.ArgumentTypeError as fault:
+            raise ValueError(f"--best {options.best}: {fault}") from None
     report = pruned(
         options.run, last=options.last, every=options.every, best=best, names=options.keep, dry_run=options.dry_run
     )

@@ -37,8 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _file_faults(run: RunConfig) -> list[str]:
+    from train.ending import clear_ending
     from train.ready import file_faults  # takes a second to import, which a faulty recipe need not wait for
 
+    clear_ending(run.run_dir)  # a start that is refused must not leave the verdict of the one before
     return file_faults(run)
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from launch.export import run_of
 from model.hf_weights import canonical_shape, hf_pieces
-from train.agreement import CheckpointError
 from train.checkpoint.commits import FILES, RECIPE, Attempt, Commit, attempts, open_commit, problems
 from train.checkpoint.entries import STATE_TENSORS, state_name
 from train.checkpoint.load import read_tensors
 from train.checkpoint.rewrite import rewrite_commit
 from train.checkpoint.tensors import TensorReader
+from train.errors import CheckpointError
 
 _BLOCK = 1 << 22
 """Elements that are compared at a time: what is computed beside a tensor stays small."""

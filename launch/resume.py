@@ -9,10 +9,10 @@ from pathlib import Path
 
 from launch.changes import GROUPS, Change, changes
 from launch.checkout import ROOT
-from train.checkpoint.commits import RECIPE, Commit
+from train.checkpoint.commits import RECIPE, Commit, step_of
 from train.checkpoint.fetch import find_or_fetch
 from train.config import RunConfig
-from train.resolve import RECIPES, compose
+from train.resolve import RECIPES, check_saved, compose
 
 FETCH_SECONDS = 3600.0
 """That a process waits for another one that fetches the same run's checkpoint, as those of other nodes do."""
@@ -80,12 +80,23 @@ def plan_resume(
     what does not change) or RecipeError.
     """
     run_dir = run_dir.resolve()
+    if step_of(run_dir.name) is not None:
+        raise ResumeError(
+            f"{run_dir} is a checkpoint and no run; say {run_dir.parent.parent} to go on with its run, or begin "
+            f"another one with init.from={run_dir}"
+        )
     try:
         commit = find_or_fetch(run_dir, None, FETCH_SECONDS, lambda reason: print(reason, file=sys.stderr))
     except ValueError as fault:
         raise ResumeError(str(fault)) from fault
+    if "cursor" not in commit.state:
+        raise ResumeError(
+            f"{commit.path.name} of {run_dir.name} holds weights alone, as tools write them; begin a run with "
+            f"init.from={run_dir}"
+        )
     wrote = commit.state.get("world_size")
     told, world = _processes(processes, wrote)
+    check_saved(commit.recipe)
     saved = compose(Path(RECIPE).stem, folder=commit.path)
     given = [*_with_groups(overrides), "resume=true"]
     if saved.stop_after_steps is not None and saved.stop_after_steps <= commit.step and not _names_stop(overrides):

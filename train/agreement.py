@@ -9,12 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from train.errors import CheckpointError
+
 T = TypeVar("T")
 _POLL_SECONDS = 0.2
-
-
-class CheckpointError(RuntimeError):
-    """Saving or loading failed on at least one rank; raised on all of them, with every rank's reason."""
 
 
 def words_of(error: BaseException) -> str:

@@ -9,13 +9,12 @@ from one that has failed.
 
 import json
 import os
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from train.checkpoint.commits import attempts
+from train.checkpoint.commits import attempts, now
 
 VERDICT = "verdict.json"
 Word = Literal["again", "done", "failed"]
@@ -40,8 +39,7 @@ def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> 
     """Write the file, by rename; raises OSError. To be called by one process, when there is nothing more to save."""
     folder = Path(run_dir)
     newest = next((attempt.path.name for attempt in attempts(folder) if attempt.sealed), None)
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    ending = Ending(verdict=verdict, step=step, commit=newest, reason=reason, when=when)
+    ending = Ending(verdict=verdict, step=step, commit=newest, reason=reason, when=now())
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{VERDICT}.{os.getpid()}"
     with partial.open("w") as file:

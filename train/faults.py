@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from data.errors import BadSamples, ShardFault, StoreError
 from data.plan.plan import Cursor, Plan, assign_rows
 from parallel.verdict import Names
-from train.agreement import CheckpointError
+from train.errors import CheckpointError
 from train.step import NonFiniteStep
 
 MENDABLE = (ValueError, CheckpointError, BadSamples, ShardFault, StoreError, NonFiniteStep)

@@ -36,7 +36,7 @@ def go_on_from(run_dir: str | Path, commit: Commit | None) -> None:
     for path in Path(run_dir).glob("quarantine_*.jsonl"):
         path.unlink()
     if commit is not None and QUARANTINE in commit.files:
-        text = (commit.path / QUARANTINE).read_text(encoding="utf-8")
+        text = commit.text(QUARANTINE)
         if text:
             _path(run_dir, 0).write_text(text)
 

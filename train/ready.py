@@ -6,7 +6,7 @@ from functools import partial
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan
-from train.checkpoint.commits import attempts, open_commit
+from train.checkpoint.commits import attempts, newest_readable
 from train.checkpoint.remote import found_in, noted, remote_of
 from train.config import RunConfig
 from train.resolve import from_yaml
@@ -96,8 +96,8 @@ def file_faults(run: RunConfig) -> list[str]:
 
 def _data(run: RunConfig) -> None:
     indexes = open_sources(run)[1]
-    sealed = [attempt for attempt in attempts(run.run_dir) if attempt.sealed] if run.resume else []
-    course(run.data, indexes, open_commit(sealed[0].path).state if sealed else None, run.new_segment)
+    commit = newest_readable(run.run_dir) if run.resume else None
+    course(run.data, indexes, commit.state if commit else None, run.new_segment)
 
 
 def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> None:
@@ -110,14 +110,14 @@ def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> No
 
 
 def _check_sizes_of_run(run: RunConfig, source: str, taken: tuple[str, ...]) -> None:
-    sealed = [attempt for attempt in attempts(source) if attempt.sealed]
-    if not sealed and noted(source) is not None:
+    commit = newest_readable(source)
+    if commit is None and noted(source) is not None:
         return  # it is fetched, and seen to fit, when the run starts
-    if not sealed:
+    if commit is None:
         raise ValueError(
             f"init.from_run={source} has no finished checkpoint; train that run first, or point init.from_run at one"
         )
-    theirs = from_yaml(open_commit(sealed[0].path).recipe).model
+    theirs = from_yaml(commit.recipe).model
     if absent := [part for part in taken if part not in theirs.parts]:
         raise ValueError(f"init.from_run={source} has no {', '.join(absent)}; set init.fresh=[{','.join(absent)}]")
     wrong = [

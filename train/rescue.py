@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from parallel.stop import Gathered
-from train.agreement import CheckpointError
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.host import Aside
 from train.checkpoint.run import RunCheckpoints
+from train.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

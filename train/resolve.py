@@ -122,6 +122,18 @@ def from_yaml(text: str) -> RunConfig:
     return to_run_config(raw)
 
 
+def check_saved(text: str) -> None:
+    """Refuse a saved recipe that tells Hydra anything but what `to_yaml` does: it could write files, or worse.
+
+    Raises RecipeError.
+    """
+    found, ours = (OmegaConf.to_container(OmegaConf.create(each)) for each in (text, _SAVED_HEADER))
+    assert isinstance(ours, dict)
+    other = [str(key) for key in ours if not isinstance(found, dict) or found.get(key) != ours[key]]
+    if other:
+        raise RecipeError(f"the saved recipe has another {' and '.join(other)} than checkpoints are written with")
+
+
 def _key_of(argument: str) -> tuple[str, str]:
     """(what stands before `=`, the rest with it)"""
     key, equals, value = argument.partition("=")

@@ -23,7 +23,7 @@ from data.formats.shards import StoredSample
 from data.formats.stored import FORMATS, OURS
 from data.index.count import Count
 from data.index.file import COLUMNS, KINDS, VERSION, ShardInfo
-from data.store.config import LimiterConfig, OssConfig
+from data.store.config import OssConfig, oss_from_dict
 from data.types import MediaSize, RawSample
 
 _MOST_UNMAPPED = 100  # names come from the data, which may have any number of them
@@ -56,7 +56,7 @@ class IndexSettings:
         """Inverse of `to_json`."""
         fields = json.loads(text)
         if (oss := fields.pop("oss")) is not None:
-            oss = OssConfig(**oss | {"limiter": LimiterConfig(**oss["limiter"])})
+            oss = oss_from_dict(oss)
         return IndexSettings(**fields, oss=oss)
 
     @property

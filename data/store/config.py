@@ -1,6 +1,8 @@
 """What a recipe says about object storage. No field holds a secret: keys come from the environment or a file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -100,3 +102,8 @@ class OssConfig:
         if self.endpoint is not None:
             return self.endpoint
         return f"https://oss-{self.region}{'-internal' if self.internal else ''}.aliyuncs.com"
+
+
+def oss_from_dict(told: Mapping[str, Any]) -> OssConfig:
+    """Inverse of `dataclasses.asdict`. Raises TypeError, ValueError, KeyError."""
+    return OssConfig(**{**told, "limiter": LimiterConfig(**told["limiter"])})

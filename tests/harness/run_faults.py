@@ -12,10 +12,10 @@ from parallel.config import ParallelConfig
 from tests.harness import save_faults
 from tests.harness.lives import LONGEST, Apart, Life, Nursery, apart, kill_in_step, mark_training, run_config
 from tests.harness.runs import RunDifference, compare_runs
-from train.agreement import CheckpointError
 from train.checkpoint import commits
 from train.checkpoint.load import find_commit
 from train.config import RunConfig
+from train.errors import CheckpointError
 
 FAULT_STEPS = 3
 KILLED_STEPS = 220

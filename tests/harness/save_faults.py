@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.prove.planting import replace_name
-from train.checkpoint import commits, disk, host, save
+from train.checkpoint import disk, host, pruning, save
 from train.checkpoint.commits import TENSORS
 from train.checkpoint.generators import state_file
 
@@ -139,7 +139,7 @@ def _at_places(meet: Callable[[str], object]) -> None:
     replace_name(disk, "write_block", before(lambda number, _: f"write {_name(number)}"))
     replace_name(disk, "sync", before(lambda number: f"fsync {_name(number)}"))
     replace_name(disk, "rename", before(lambda _, to: f"rename to {to.name}"))
-    replace_name(commits, "prune", before(lambda *_: "prune"))
+    replace_name(pruning, "prune", before(lambda *_: "prune"))
 
 
 def _name(descriptor: int) -> str:

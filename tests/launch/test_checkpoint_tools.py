@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,33 @@ def test_what_a_policy_keeps_stays_whole(policy: str, tmp_path: Path, capsys: py
     assert not any(commits.problems(attempt.path) for attempt in left), "what they refer to is still there"
     assert (paths[10] / "vision.00000.safetensors").exists() and not (paths[20] / "x").exists()
     capsys.readouterr()
+
+
+def test_a_damaged_newest_one_is_no_reason_to_delete_the_one_that_is_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
+    file = next(paths[30].glob("optimizer.*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    status, told = data_of(capsys, "prune", str(tmp_path), "--last", "1")
+    assert status == 0 and told["kept"] == [paths[20].name] and told["deleted"] == [paths[10].name]
+    assert "crc32c" in told["damaged"][paths[30].name]
+    assert find_commit(tmp_path, tell=lambda _: None).path == paths[20]
+    (paths[20] / "files.json").write_text("{}")
+    toy_run(tmp_path, {40: 1.0, 50: 1.0})
+    status, told = data_of(capsys, "prune", str(tmp_path), "--last", "1")
+    assert status == 0 and len(told["deleted"]) == 2 and paths[20].name in told["damaged"]
+    assert find_commit(tmp_path, tell=lambda _: None).step == 50
+
+
+def test_unfinished_folders_go_once_their_writer_has_gone(tmp_path: Path) -> None:
+    paths = toy_run(tmp_path, {10: 3.0})
+    left, new = (commits.attempt_path(tmp_path, 20, f"0000000{number}") for number in range(2))
+    for path in (left, new):
+        path.mkdir()
+    os.utime(left, (0, 0))
+    assert end("checkpoint", "prune", str(tmp_path), "--last", "1") == 0
+    assert {path.name for path in paths[10].parent.iterdir()} == {paths[10].name, new.name}
 
 
 def test_pruning_refuses_what_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

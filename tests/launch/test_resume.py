@@ -27,6 +27,8 @@ PINNED = [
     "optimizer.weight_decay=0.05",
 ]
 
+STATE = {"world_size": 2, "cursor": {"window": 0, "row": 0}}
+
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +42,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save(run: RunConfig, step: int) -> Path:
     weight = {"w": torch.zeros(2)}
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
-    return save_commit(run.run_dir, step, weight, boxes, None, {"world_size": 2}, to_yaml(run), keep=9)
+    return save_commit(run.run_dir, step, weight, boxes, None, STATE, to_yaml(run), keep=9)
 
 
 def test_it_goes_on_from_the_newest_commit_on_as_many_processes(run_dir: Path) -> None:
@@ -56,6 +58,17 @@ def test_a_broken_newest_commit_is_passed_over_and_told(run_dir: Path, capsys: p
     (path / "recipe.yaml").write_text("broken")
     assert plan_resume(run_dir).commit.step == 7
     assert path.name in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_no_run_and_weights_alone_are_gone_on_from_by_another_run(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ResumeError, match=f"is a checkpoint and no run; say {run_dir} "):
+        plan_resume(plan_resume(run_dir).commit.path)
+    weight, boxes = {"w": torch.zeros(2)}, {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
+    save_commit(tmp_path, 0, weight, boxes, None, {}, plan_resume(run_dir).commit.recipe, keep=9)
+    with pytest.raises(ResumeError, match=r"weights alone.*init\.from="):
+        plan_resume(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,12 @@ def early_seal() -> Mend:
 
 def pruned_before_the_seal() -> Mend:
     """The commit before goes when the new one is not there yet."""
-    from train.checkpoint import commits
+    from train.checkpoint import commits, pruning
 
     def make(seal: Any) -> Any:
         def planted(path: Any, files: Any) -> None:
             run = path.parent.parent
-            commits.delete(run, [each.path for each in commits.attempts(run) if each.sealed])
+            pruning.delete(run, [each.path for each in commits.attempts(run) if each.sealed])
             seal(path, files)
 
         return planted
@@ -110,12 +110,12 @@ def references_not_heeded() -> Mend:
     """Pruning deletes files that later commits refer to."""
     import shutil
 
-    from train.checkpoint import commits
+    from train.checkpoint import pruning
 
     def make(_: Any) -> Any:
         return lambda run_dir, paths: [shutil.rmtree(path) for path in paths] and None
 
-    return replace_name(commits, "delete", make)
+    return replace_name(pruning, "delete", make)
 
 
 def first_slice_for_all() -> Mend:

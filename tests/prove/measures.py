@@ -21,10 +21,10 @@ from tests.harness.parity import CASES
 from tests.harness.rows import PATCH_DIM, pack, random_sample
 from tests.harness.runs import data_config
 from tests.prove.plants import PLANTS
-from train.agreement import CheckpointError
 from train.batches import RowForm, announce
 from train.checkpoint.load import find_commit, load_weights
 from train.checkpoint.run import save_commit
+from train.errors import CheckpointError
 
 
 def planted(plant: str, measure: Any, arguments: dict[str, Any]) -> Any:

@@ -74,12 +74,12 @@ def weight_cut_off() -> Mend:
 def repair_prunes() -> Mend:
     """Repair deletes what it has repaired."""
     import launch.repair
-    from train.checkpoint import commits
+    from train.checkpoint import pruning
 
     def make(rewrite: Any) -> Any:
         def planted(commit: Any, tensors: Any, note: Any) -> Any:
             path = rewrite(commit, tensors, note)
-            commits.prune(path.parent.parent, 1, path)
+            pruning.prune(path.parent.parent, 1, path)
             return path
 
         return planted
@@ -109,7 +109,7 @@ def repaired_as_older() -> Mend:
 
 def repair_seals_early() -> Mend:
     """COMMIT is written before the tensors."""
-    from train.checkpoint import commits, run
+    from train.checkpoint import commits, rewrite
 
     def make(write: Any) -> Any:
         def planted(path: Any, *arguments: Any) -> Any:
@@ -118,13 +118,13 @@ def repair_seals_early() -> Mend:
 
         return planted
 
-    mends = seal_over(), replace_name(run, "write_whole", make)
+    mends = seal_over(), replace_name(rewrite, "write_whole", make)
     return lambda: [mend() for mend in mends] and None
 
 
 def repair_holds_the_model() -> Mend:
     """All tensors of a file stay in memory until it is finished."""
-    from train.checkpoint import run
+    from train.checkpoint import rewrite
 
     def make(write: Any) -> Any:
         def planted(path: Any, like: Any, names: Any, make: Any) -> Any:
@@ -133,7 +133,7 @@ def repair_holds_the_model() -> Mend:
 
         return planted
 
-    return replace_name(run, "write_whole", make)
+    return replace_name(rewrite, "write_whole", make)
 
 
 def unmendable_taken() -> Mend:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.train.toy_layouts import STATE, Layout, ToyRank, differing, layouts, one, save, shapes, truth
-from train.agreement import CheckpointError
 from train.checkpoint import disk
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
 from train.checkpoint.run import environment, save_commit
+from train.errors import CheckpointError
 
 WORLD = 4
 

@@ -1,6 +1,7 @@
 """Checkpoint folders that were damaged, cut short or outlived: what is found, what is said, what is deleted."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.train.toy_layouts import differing, one, save
-from train.agreement import CheckpointError
-from train.checkpoint import commits
+from train.checkpoint import commits, disk
 from train.checkpoint.load import find_commit, load_optimizer, load_weights
+from train.errors import CheckpointError
 
 
 def damage(path: Path, how: str) -> None:
@@ -84,8 +85,9 @@ def test_a_save_stopped_at_any_sync_leaves_the_old_or_the_whole_new(
         outcomes.append(commit.step)
         if calls < stop_at:
             break
-    # folder, 4 files of tensors, 3 others, list, seal, folder: the old one; only the sync after the seal has the new.
-    assert outcomes == [1] * 11 + [2, 2]
+    # folder, 4 files of tensors, 3 others, list, seal, folder before and after the seal: what was not waited for to its
+    # end is no checkpoint.
+    assert outcomes == [1] * 12 + [2]
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
@@ -109,3 +111,46 @@ def test_saving_a_step_twice_leaves_both_whole(tmp_path: Path) -> None:
     first, second = save(one().fill(), tmp_path, 5), save(one().fill(), tmp_path, 5)
     assert first != second and not commits.problems(first) and not commits.problems(second)
     assert find_commit(tmp_path).path == second
+
+
+FOLDER = "step_00000001.00000000"
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [],
+        {"format": commits.FORMAT},
+        {
+            "format": commits.FORMAT,
+            "files": {"recipe.yaml": {"size": 1, "crc32c": "0", "folder": "step_00000001.00000000"}},
+        },
+        {"format": commits.FORMAT, "files": {"state.json": {}, "recipe.yaml": {}}},
+        {"format": commits.FORMAT, "files": {"state.json": {"size": 1, "crc32c": "0", "folder": 5}, "recipe.yaml": 1}},
+        {"format": commits.FORMAT, "files": {"..": {}, "state.json": {}, "recipe.yaml": {}}},
+    ],
+)
+def test_a_list_of_files_that_is_none_is_passed_over(listed: object, tmp_path: Path) -> None:
+    old, new = save(one().fill(), tmp_path, 1), save(one().fill(), tmp_path, 2)
+    text = json.dumps(listed).encode()
+    (new / commits.FILES).write_bytes(text)
+    (new / commits.COMMIT).write_bytes(hashlib.sha256(text).hexdigest().encode())
+    told: list[str] = []
+    assert find_commit(tmp_path, tell=told.append).path == old and "files.json" in told[0]
+    found = commits.newest_readable(tmp_path)
+    assert found is not None and found.path == old
+
+
+def test_what_a_seal_could_not_wait_for_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, sync, calls = save(one().fill(), tmp_path, 1), disk.sync_folder, []
+
+    def fails(path: Path) -> None:
+        calls.append(path)
+        if (path / commits.COMMIT).exists():
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(disk, "sync_folder", fails)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(one().fill(), tmp_path, 2, keep=1)
+    assert calls and find_commit(tmp_path, tell=lambda _: None).path == old

@@ -6,6 +6,7 @@ from tests.train.toy_layouts import one
 from train import quarantine
 from train.checkpoint.entries import ALONE
 from train.checkpoint.load import find_commit
+from train.checkpoint.rewrite import rewrite_commit
 from train.checkpoint.run import RunCheckpoints
 
 
@@ -27,6 +28,16 @@ def test_a_list_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     quarantine.go_on_from(tmp_path, find_commit(tmp_path))
     assert sorted(path.name for path in tmp_path.glob("quarantine_*")) == ["quarantine_0.jsonl"]
     assert quarantine.records(tmp_path, 0) == [{"sample": 1}, {"sample": 2}]
+
+
+def test_a_list_that_lies_with_another_checkpoint_is_found_there(tmp_path: Path) -> None:
+    quarantine.keeper(tmp_path, 0)({"sample": 1})
+    save(tmp_path, 5, [*quarantine.records(tmp_path, 0)])
+    rewrite_commit(find_commit(tmp_path), {}, {"repaired": True})
+    commit = find_commit(tmp_path)
+    assert commit.state["repaired"] and not (commit.path / "quarantine.jsonl").exists()
+    quarantine.go_on_from(tmp_path, commit)
+    assert quarantine.records(tmp_path, 0) == [{"sample": 1}]
 
 
 def test_a_new_run_begins_without(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from model.canonical import Box
 from parallel.config import ParallelConfig
 from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
 from tests.harness.runs import make_data, write_recipe
+from train.checkpoint.commits import attempts
 from train.checkpoint.run import save_commit
 from train.config import InitConfig, RunConfig
 from train.ready import file_faults, open_data
@@ -70,6 +71,10 @@ def test_going_on_needs_a_checkpoint_with_the_same_data(run: RunConfig, tmp_path
     save(tmp_path, plan.identity)
     assert file_faults(again) == []
     assert "window was 16 and is 17" in file_faults(replace(again, data=replace(run.data, window=17)))[0]
+    save(tmp_path, plan.identity)
+    state = attempts(tmp_path)[0].path / "state.json"
+    state.write_text(state.read_text()[:20])
+    assert file_faults(again) == [], "the one before is sound, and gone on from"
 
 
 def test_first_weights_of_another_model_are_told_by_their_sizes(run: RunConfig, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from train.config import RunConfig
-from train.resolve import RecipeError, compose, loosen, to_run_config, to_yaml
+from train.resolve import RecipeError, check_saved, compose, loosen, to_run_config, to_yaml
 
 # Tuning a recipe is not to break these tests: the numbers they look for are set here.
 PINNED = [
@@ -212,3 +212,12 @@ def test_the_order_of_data_follows_the_seed_of_the_run() -> None:
 def test_something_that_is_no_recipe_is_refused() -> None:
     with pytest.raises(RecipeError, match="run_dir is missing"):
         to_run_config(OmegaConf.create({}))
+
+
+def test_a_saved_recipe_may_tell_hydra_nothing_of_its_own() -> None:
+    saved = to_yaml(compose("quickstart_stage2"))
+    check_saved(saved)
+    for one, other in (("run: {dir: .}", "run: {dir: /tmp}"), ("- _self_", "- _self_\n  - override hydra/launcher: x")):
+        assert one in saved
+        with pytest.raises(RecipeError, match="than checkpoints are written with"):
+            check_saved(saved.replace(one, other))

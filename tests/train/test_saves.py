@@ -16,12 +16,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.train.toy_layouts import Layout, ToyRank, differing, one, truth
-from train.agreement import CheckpointError
 from train.checkpoint import commits, disk, entries
 from train.checkpoint.entries import Writer
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
 from train.checkpoint.run import RunCheckpoints
 from train.checkpoint.save import Outcome
+from train.errors import CheckpointError
 
 VISION = "vision.patch_embed.weight"
 
@@ -80,7 +80,9 @@ def headers(path: Path) -> int:
     return sum(8 + int.from_bytes(file.read_bytes()[:8], "little") for file in path.glob("*.safetensors"))
 
 
-def test_frozen_parts_are_written_once_and_kept_while_they_are_referred_to(tmp_path: Path) -> None:
+def test_frozen_parts_are_written_once_and_kept_while_they_are_referred_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy = one().fill()
     made, _ = checkpoints(toy, tmp_path, keep=2)
     paths = {}
@@ -94,7 +96,8 @@ def test_frozen_parts_are_written_once_and_kept_while_they_are_referred_to(tmp_p
     assert is_whole(tmp_path) and torch.equal(
         read_tensors(paths[4]).read(VISION), truth("weight", VISION, torch.bfloat16)
     )
-    resumed, _ = checkpoints(toy, tmp_path, keep=2, resumed=find_commit(tmp_path))
+    monkeypatch.chdir(tmp_path)  # recipes name run folders so
+    resumed, _ = checkpoints(toy, tmp_path, keep=2, resumed=find_commit("."))
     resumed.save(5, {}, "")
     assert not (resumed.finish().path / file).exists()
     toy.parameters[f"local.{VISION}"].add_(1.0)

@@ -18,7 +18,7 @@ from tests.harness.oss_server import ACCESS, SECRET
 from tests.harness.oss_service import OssService
 from tests.launch.commands import end
 from tests.train.uploaded import ADDRESS, SMALL_BUDGET, content, frozen_of, job_of, make_commit, oss_of, remote_at
-from train.checkpoint import commits, disk, upload
+from train.checkpoint import commits, disk, pruning, upload
 from train.checkpoint.fetch import _see, find_or_fetch
 from train.checkpoint.remote import fetch_newest, noted
 from train.checkpoint.upload import Sent
@@ -87,7 +87,7 @@ def test_an_upload_comes_back_as_it_was_with_what_it_refers_to(
     assert [attempt.path for attempt in commits.attempts(back)] == [path]
     own = {name: data for name, data in content(back).items() if not name.endswith(commits.PRUNED)}
     assert own.items() <= content(run).items() and len(own) == 8
-    commits.prune(back, 1, path)
+    pruning.prune(back, 1, path)
     assert not commits.problems(path), "what it refers to is kept as pruning keeps it"
 
 

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import disk
-from train.checkpoint.retention import Policy
 
 _NAME = re.compile(r"step_(\d{8,})\.[0-9a-f]{8}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -32,10 +30,9 @@ VERIFIED = "VERIFIED"
 """Beside what files.json lists: when it was last read through."""
 PRUNED = "PRUNED"
 """In a folder of which only what later checkpoints refer to is left."""
+_OURS = {".", "..", COMMIT, FILES, VERIFIED, PRUNED}
 TENSORS = ".safetensors"
 FORMAT = 2
-ABANDONED_SECONDS = 86400.0
-"""An unfinished folder that nothing was written to for so long has no writer any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +65,11 @@ class Commit:
     @property
     def recipe(self) -> str:
         """The resolved recipe of the run that wrote it, YAML."""
-        return (self.path / RECIPE).read_text(encoding="utf-8")
+        return self.text(RECIPE)
+
+    def text(self, name: str) -> str:
+        """What a file without tensors holds, wherever it lies."""
+        return place_of(self.path, name, self.files[name]).read_text(encoding="utf-8")
 
     @property
     def tensor_files(self) -> dict[str, Path]:
@@ -119,7 +120,11 @@ def seal_as(path: Path, text: bytes) -> None:
     disk.write(path / (COMMIT + ".part"), [hashlib.sha256(text).hexdigest().encode() + b"\n"])
     disk.sync_folder(path)
     disk.rename(path / (COMMIT + ".part"), path / COMMIT)
-    disk.sync_folder(path)
+    try:
+        disk.sync_folder(path)
+    except BaseException:
+        (path / COMMIT).unlink()  # what is told as failed must not be gone on from, nor be a reason to delete others
+        raise
 
 
 def listed_files(path: Path) -> dict[str, FileEntry]:
@@ -138,39 +143,46 @@ def parse_files(raw: bytes, sealed: bytes) -> dict[str, FileEntry]:
     if hashlib.sha256(raw).hexdigest() != sealed.decode("ascii", errors="replace").strip():
         raise ValueError(f"{FILES} does not have the SHA-256 that {COMMIT} names")
     told = json.loads(raw)
-    if told.get("format") != FORMAT:
-        raise ValueError(f"it has format {told.get('format')}, this code reads {FORMAT}")
-    return {
-        name: FileEntry(digest=disk.Digest(size=entry["size"], crc32c=entry["crc32c"]), folder=entry["folder"])
-        for name, entry in told["files"].items()
-    }
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        found = told.get("format") if isinstance(told, dict) else type(told).__name__
+        raise ValueError(f"{FILES} has format {found}, this code reads {FORMAT}")
+    files = told.get("files")
+    if not isinstance(files, dict) or not {STATE, RECIPE} <= files.keys():
+        raise ValueError(f"{FILES} does not list {STATE} and {RECIPE}")
+    return {name: _entry(name, entry) for name, entry in files.items()}
+
+
+def _entry(name: str, told: Any) -> FileEntry:
+    kinds = {"size": int, "crc32c": str, "folder": str}
+    if not isinstance(told, dict) or any(type(told.get(key)) is not kind for key, kind in kinds.items()):
+        raise ValueError(f"{FILES} says {told!r} of {name!r}, which is no size, crc32c and folder")
+    if not _PLAIN.fullmatch(name) or name in _OURS or not _NAME.fullmatch(told["folder"]):
+        raise ValueError(f"{FILES} names {told['folder']!r}/{name!r}, which is no file of a checkpoint")
+    return FileEntry(digest=disk.Digest(size=told["size"], crc32c=told["crc32c"]), folder=told["folder"])
 
 
 def place_of(path: Path, name: str, entry: FileEntry) -> Path:
-    """Where a file of the checkpoint at `path` lies. Raises ValueError for a name that leaves the run."""
-    if not _PLAIN.fullmatch(name) or not _NAME.fullmatch(entry.folder):
-        raise ValueError(f"{FILES} names {entry.folder!r}/{name!r}, which is no file of a checkpoint")
+    """Where a file of the checkpoint at `path` lies. No name leads out of the run: `parse_files` has seen to it."""
     return path / name if entry.folder == path.name else path.parent / entry.folder / name
 
 
-def problems(path: Path, share: int = 0, shares: int = 1) -> list[str]:
+def problems(path: Path, share: int = 0, shares: int = 1, *, texts_alone: bool = False) -> list[str]:
     """What is wrong with a checkpoint folder; empty when every digest holds.
 
-    `share` of `shares` reads only every shares-th file, so that the ranks of a world can divide the work.
+    Args:
+        share: with `shares`, reads only every shares-th file, so that the ranks of a world can divide the work.
+        texts_alone: read what holds no tensors, which takes no time.
     """
     try:
         files = listed_files(path)
     except ValueError as error:
         return [str(error)]
     found = []
-    for name in sorted(files)[share::shares]:
+    for name in sorted(name for name in files if not (texts_alone and name.endswith(TENSORS)))[share::shares]:
         entry = files[name]
         shown = name if entry.folder == path.name else f"{entry.folder}/{name}"
         try:
             actual = disk.digest(place_of(path, name, entry))
-        except ValueError as error:
-            found.append(str(error))
-            continue
         except OSError as error:
             found.append(f"{shown} cannot be read: {error.strerror}")
             continue
@@ -186,8 +198,15 @@ def open_commit(path: Path) -> Commit:
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path} is not a checkpoint folder; its name should look like step_00000100.3f9a01c2")
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return Commit(path=path, step=int(match[1]), state=state, files=listed_files(path))
+    files = listed_files(path)
+    state = json.loads(place_of(path, STATE, files[STATE]).read_text(encoding="utf-8"))
+    return Commit(path=path, step=int(match[1]), state=state, files=files)
+
+
+def newest_readable(where: str | Path) -> Commit | None:
+    """The newest sealed checkpoint of a run whose texts are sound; of its tensors nothing is read."""
+    sealed = (attempt.path for attempt in attempts(where) if attempt.sealed)
+    return next((open_commit(path) for path in sealed if not problems(path, texts_alone=True)), None)
 
 
 def now() -> str:
@@ -220,45 +239,3 @@ def choose(
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         tell(f"passing over {attempt.path.name}: {wrong[0]}{more}")
     return None
-
-
-def prune(
-    run_dir: str | Path, keep: int, newest: Path, *, every: int | None = None, held: Iterable[str] = ()
-) -> list[Path]:
-    """Delete sealed checkpoints that are not among the `keep` (at least 1) that end with `newest`. Returns what went.
-
-    `newest` is the one just sealed. Sealed ones of a later step stay: those were damaged, or left behind on purpose,
-    when this run went on from an earlier one. Those of steps that `every` divides stay for ever, and so do now those
-    whose names are in `held`. Files that a remaining one refers to stay where they are. Unfinished folders go once
-    nothing has been written to them for a day.
-    """
-    found = attempts(run_dir)
-    sealed = [(attempt.path.name, attempt.step) for attempt in found if attempt.sealed]
-    policy = Policy(last=keep, every=every, names=frozenset(held))
-    gone = [newest.parent / name for name in policy.superseded(sealed, newest.name)]
-    delete(run_dir, gone)
-    for attempt in found:
-        if not attempt.sealed and time.time() - attempt.path.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(attempt.path)
-    return gone
-
-
-def delete(run_dir: str | Path, paths: Iterable[Path]) -> None:
-    """Delete sealed checkpoints of a run but for the files that others refer to.
-
-    Raises ValueError, with nothing deleted but the seals, if what a damaged one refers to cannot be known.
-    """
-    for path in paths:
-        # A folder deleted halfway would look like a damaged commit, so this is said first.
-        disk.write(path / PRUNED, [b""])
-        (path / COMMIT).unlink()
-        disk.sync_folder(path)
-    sealed = [attempt.path for attempt in attempts(run_dir) if attempt.sealed]
-    needed = {(entry.folder, name) for path in sealed for name, entry in listed_files(path).items()}
-    for marker in (Path(run_dir) / "checkpoints").glob(f"step_*/{PRUNED}"):
-        folder = marker.parent
-        for file in folder.iterdir():
-            if file != marker and (folder.name, file.name) not in needed:
-                file.unlink()
-        if all(file == marker for file in folder.iterdir()):
-            shutil.rmtree(folder)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.errors import MissingObject
-from data.store.config import LimiterConfig, OssConfig
+from data.store.config import OssConfig, oss_from_dict
 from data.store.store import StoredObject
 from train.checkpoint import commits, disk
 from train.checkpoint.commits import COMMIT, FILES, PRUNED, FileEntry
@@ -67,14 +67,9 @@ def noted(run_dir: str | Path) -> Remote | None:
     """Where a run's folder says that its checkpoints were uploaded to; None if it says nothing that can be read."""
     try:
         told = json.loads((Path(run_dir) / NOTE).read_text("utf-8"))
-        return Remote(address=told["address"], oss=oss_config(told["oss"]))
+        return Remote(address=told["address"], oss=oss_from_dict(told["oss"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def oss_config(told: dict[str, Any]) -> OssConfig:
-    """What `asdict` made of one. Raises TypeError, ValueError."""
-    return OssConfig(**told | {"limiter": LimiterConfig(**told["limiter"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

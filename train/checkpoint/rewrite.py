@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from train.agreement import CheckpointError
 from train.checkpoint import commits, disk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry
 from train.checkpoint.entries import part_of
 from train.checkpoint.load import read_tensors
 from train.checkpoint.tensors import write_whole
+from train.errors import CheckpointError
 
 
 def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], note: Mapping[str, Any]) -> Path:

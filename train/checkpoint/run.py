@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
-from train.agreement import CheckpointError, rank_in, summed_over
-from train.checkpoint import commits
+from train.agreement import rank_in, summed_over
+from train.checkpoint import commits, pruning
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
 from train.checkpoint.entries import (
@@ -26,6 +26,7 @@ from train.checkpoint.generators import state_file
 from train.checkpoint.host import Aside
 from train.checkpoint.save import Contents, Outcome, Saver
 from train.checkpoint.uploads import Uploads
+from train.errors import CheckpointError
 
 if TYPE_CHECKING:
     from model.canonical import Box
@@ -125,7 +126,7 @@ class RunCheckpoints:
         self._stamps = {part: self._stamp(part) for part in self._frozen}
         self._known: dict[str, dict[str, FileEntry]] = {}
         """On rank 0, the files of frozen parts as they were written last."""
-        if resumed is not None and resumed.path.parent == Path(run_dir).resolve() / "checkpoints":
+        if resumed is not None and resumed.path.resolve().parent == Path(run_dir).resolve() / "checkpoints":
             self._newest = resumed.step
             self._remember(resumed.files)
 
@@ -210,7 +211,7 @@ class RunCheckpoints:
         if self._uploads is not None:
             self._uploads.offer(path)
             held = self._uploads.held
-        commits.prune(self._run_dir, self._keep, path, every=self._keep_every, held=held)
+        pruning.prune(self._run_dir, self._keep, path, every=self._keep_every, held=held)
 
     def _heard(self, outcome: Outcome) -> None:
         self._last = outcome

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from train.agreement import fault_of, on_first_rank, rank_in, size_of, summed_over, words_of
-from train.checkpoint import commits, disk
+from train.checkpoint import commits, disk, pruning
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import FileEntry
 from train.checkpoint.host import Aside, HostCopies, beside
@@ -179,6 +179,9 @@ class Saver:
         if self._rank == 0:
             try:
                 free = float(disk.free_bytes(self._run_dir))
+                if free < 2 * self._size * contents.nbytes:  # of the others' bytes nothing is known yet
+                    pruning.clear_abandoned(self._run_dir)
+                    free = float(disk.free_bytes(self._run_dir))
             except OSError:  # all ranks wait for this number; that the folder cannot be reached is told when it is made
                 free = math.inf
         numbers = [contents.nbytes, free, self._current is not None]
@@ -186,7 +189,8 @@ class Saver:
         if hanging:
             return int(nbytes), f"{hanging:.0f} rank(s) still hang in the save before"
         if nbytes > free:
-            return int(nbytes), f"it takes {nbytes / 1e9:.3g} GB, {self._run_dir} has {free / 1e9:.3g} GB left"
+            room = f"{self._run_dir} has {free / 1e9:.3g} GB left"
+            return int(nbytes), f"it takes {nbytes / 1e9:.3g} GB, {room}; `triptych checkpoint prune` makes some"
         return int(nbytes), None
 
     def _write(self, save: _Save) -> None:

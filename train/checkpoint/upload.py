@@ -18,9 +18,10 @@ import google_crc32c
 
 from data.child import keep_stdout, leave_with_parent
 from data.errors import MissingObject
+from data.store.config import oss_from_dict
 from train.checkpoint import commits
 from train.checkpoint.commits import COMMIT, FILES, FileEntry
-from train.checkpoint.remote import found_in, oss_config, whole
+from train.checkpoint.remote import found_in, whole
 from train.checkpoint.retention import Policy
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run(job: Job) -> Sent:
     fault = left = None
     is_over = True
     try:
-        writer = OssWriter(job.address, oss_config(job.oss), job.bytes_per_second)
+        writer = OssWriter(job.address, oss_from_dict(job.oss), job.bytes_per_second)
         upload(Path(job.folder), writer, part_bytes(job.bytes_per_second), counted)
         try:
             prune(writer, Path(job.folder).name, Policy(last=job.keep, every=job.keep_every))
