@@ -1,9 +1,6 @@
 """`triptych checkpoint diff|prune|average`: checkpoints against each other."""
 
-import json
 import math
-import secrets
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,13 @@ import torch
 from torch import Tensor
 
 from launch.reports import Report, table
-from train.checkpoint import commits, disk, pruning
-from train.checkpoint.commits import Attempt, Commit, FileEntry, attempts, open_commit
+from train.checkpoint import commits, pruning
+from train.checkpoint.commits import Attempt, Commit, attempts, open_commit
 from train.checkpoint.entries import MODEL_PARTS, part_of, state_name
 from train.checkpoint.load import find_commit, read_tensors
 from train.checkpoint.retention import Policy
-from train.checkpoint.tensors import TensorReader, write_whole
+from train.checkpoint.rewrite import write_whole_commit
+from train.checkpoint.tensors import TensorReader
 
 _BLOCK = 1 << 24
 """Elements that are compared at a time."""
@@ -163,32 +161,17 @@ def averaged(run_dir: Path, where: Sequence[str | Path]) -> Report:
         if [name for name in reader.names() if part_of(name) in MODEL_PARTS] != names:
             raise ValueError(f"{commit.path} holds other tensors than {sources[0].path}")
         reader.check({name: first.shape(name) for name in names})
-    path = _write_mean(run_dir, names, readers, sources)
-    said = f"wrote {path}, the mean of {len(sources)} checkpoints"
-    return Report(lines=[said], data={"path": str(path), "of": [str(commit.path) for commit in sources]})
-
-
-def _write_mean(run_dir: Path, names: list[str], readers: Sequence[TensorReader], sources: Sequence[Commit]) -> Path:
-    path = commits.attempt_path(run_dir, 0, secrets.token_hex(4))
-    disk.make_folder(path)
-    files = {}
-    for part in dict.fromkeys(map(part_of, names)):
-        mine = [name for name in names if part_of(name) == part]
-        digest = write_whole(
-            path / f"{part}.00000{commits.TENSORS}", readers[0], mine, lambda name: _mean(readers, name)
-        )
-        files[f"{part}.00000{commits.TENSORS}"] = FileEntry(digest=digest, folder=path.name)
     told = {
         "step": 0,
         "stage": "average",
         "steps_taken": None,
         "of": [{"path": str(commit.path), "files": _identity(commit)} for commit in sources],
-        "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    for name, text in ((commits.STATE, json.dumps(told, indent=1)), (commits.RECIPE, sources[0].recipe)):
-        files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
-    commits.seal(path, files)
-    return path
+    path = write_whole_commit(
+        run_dir, 0, first, names, lambda name: _mean(readers, name), told=told, recipe=sources[0].recipe
+    )
+    said = f"wrote {path}, the mean of {len(sources)} checkpoints"
+    return Report(lines=[said], data={"path": str(path), "of": [str(commit.path) for commit in sources]})
 
 
 def _mean(readers: Sequence[TensorReader], name: str) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 from launch.repair import Fault, faults
 from launch.reports import Report, table
-from model.canonical import Box
 from model.hf_config import check_sizes
 from model.hf_read import open_hf
 from train.checkpoint.commits import (
@@ -21,7 +20,7 @@ from train.checkpoint.commits import (
     verified_at,
 )
 from train.checkpoint.load import read_tensors
-from train.checkpoint.run import save_commit
+from train.checkpoint.rewrite import write_whole_commit
 from train.config import RunConfig
 from train.ready import check_run_folder
 from train.resolve import to_yaml
@@ -112,7 +111,7 @@ def _in_order(found: Sequence[Fault]) -> str:
 def import_hf(folder: str | Path, run: RunConfig) -> Path:
     """Turn a Hugging Face folder into a checkpoint of weights alone, for `init.from_run` of later runs.
 
-    The whole model is held in host memory; `init.from_hf` needs no import and reads each rank's part alone.
+    One tensor is held in memory at a time. `init.from_hf` needs no import.
 
     Args:
         folder: Qwen2-VL or plain Qwen2, safetensors.
@@ -133,10 +132,5 @@ def import_hf(folder: str | Path, run: RunConfig) -> Path:
             len(widened),
             ", ".join(widened[:3]) + (", ..." if len(widened) > 3 else ""),
         )
-    tensors = {name: reader.read(name) for name in reader.names()}
-    boxes = {
-        name: Box(name=name, global_shape=tuple(tensor.shape), offset=(0,) * tensor.dim(), shape=tuple(tensor.shape))
-        for name, tensor in tensors.items()
-    }
-    state = {"stage": "import", "source": Path(folder).name}
-    return save_commit(run.run_dir, 0, tensors, boxes, None, state, to_yaml(run), keep=1)
+    told = {"step": 0, "stage": "import", "steps_taken": None, "source": Path(folder).name}
+    return write_whole_commit(run.run_dir, 0, reader, reader.names(), reader.read, told=told, recipe=to_yaml(run))

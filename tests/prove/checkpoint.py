@@ -7,6 +7,7 @@ from tests.prove import (
     checkpoint_saves,
     checkpoint_signals,
     checkpoint_storage,
+    checkpoint_tools,
 )
 from tests.prove.case import Case
 from tests.prove.driver import main
@@ -17,6 +18,7 @@ TOPICS = (
     checkpoint_plan,
     checkpoint_storage,
     checkpoint_signals,
+    checkpoint_tools,
     checkpoint_faults,
 )
 

@@ -1,8 +1,8 @@
-"""A checkpoint with other values in some of its tensors, by one process."""
+"""Checkpoints of whole tensors, written by one process with one of them in memory at a time."""
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from train.checkpoint import commits, disk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry
 from train.checkpoint.entries import part_of
 from train.checkpoint.load import read_tensors
-from train.checkpoint.tensors import write_whole
+from train.checkpoint.tensors import Described, write_whole
 from train.errors import CheckpointError
 
 
@@ -32,24 +32,55 @@ def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], n
     Raises:
         CheckpointError: what a maker raised, or a file that could not be written. The folder stays, unsealed.
     """
-    path = commits.attempt_path(commit.path.parent.parent, commit.step, secrets.token_hex(4))
+    run_dir = commit.path.parent.parent
     reader = read_tensors(commit.path)
     parts = {part_of(name) for name in mended}
-    files = {name: entry for name, entry in commit.files.items() if part_of(name) not in parts}
-    told = commit.state | dict(note) | {"saved_at": commits.now()}
+    return write_whole_commit(
+        run_dir,
+        commit.step,
+        reader,
+        [name for name in reader.names() if part_of(name) in parts],
+        lambda name: mended.get(name, partial(reader.read, name))(),
+        told=commit.state | dict(note),
+        recipe=commit.recipe,
+        kept={name: entry for name, entry in commit.files.items() if part_of(name) not in parts},
+    )
+
+
+def write_whole_commit(
+    run_dir: str | Path,
+    step: int,
+    like: Described,
+    names: Sequence[str],
+    make: Callable[[str], Tensor],
+    *,
+    told: Mapping[str, Any],
+    recipe: str,
+    kept: Mapping[str, FileEntry] | None = None,
+) -> Path:
+    """Write a checkpoint with a file for each part, and seal it. Returns its folder.
+
+    Args:
+        like: has shape and dtype of each tensor.
+        names: of the tensors, as they are stored.
+        make: gives one by name, whole and on CPU, asked once each.
+        told: state.json, but for `saved_at`.
+        recipe: YAML.
+        kept: files of other checkpoints of the run that belong to this one as well.
+
+    Raises:
+        CheckpointError: what `make` raised, or a file that could not be written. The folder stays, unsealed.
+    """
+    path = commits.attempt_path(run_dir, step, secrets.token_hex(4))
+    files = dict(kept or {})
     try:
         disk.make_folder(path)
-        for part in parts:
-            names = [name for name in reader.names() if part_of(name) == part]
-            digest = write_whole(
-                path / f"{part}.00000{TENSORS}",
-                reader,
-                names,
-                lambda name: mended.get(name, partial(reader.read, name))(),
-            )
+        for part in dict.fromkeys(map(part_of, names)):
+            mine = [name for name in names if part_of(name) == part]
+            digest = write_whole(path / f"{part}.00000{TENSORS}", like, mine, make)
             files[f"{part}.00000{TENSORS}"] = FileEntry(digest=digest, folder=path.name)
-        texts = {commits.STATE: json.dumps(told, indent=1), commits.RECIPE: commit.recipe}
-        for name, text in texts.items():
+        state = json.dumps(dict(told) | {"saved_at": commits.now()}, indent=1)
+        for name, text in ((commits.STATE, state), (commits.RECIPE, recipe)):
             files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
         commits.seal(path, files)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,7 +52,15 @@ def write_boxes(path: Path, chunks: Sequence[Chunk]) -> disk.Digest:
     return _write(path, described, lambda number: chunks[number].data)
 
 
-def write_whole(path: Path, like: "TensorReader", names: Sequence[str], make: Callable[[str], Tensor]) -> disk.Digest:
+class Described(Protocol):
+    """What knows whole tensors by name."""
+
+    def shape(self, name: str) -> Shape: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
+def write_whole(path: Path, like: Described, names: Sequence[str], make: Callable[[str], Tensor]) -> disk.Digest:
     """Write whole tensors into a new file with one of them in memory at a time.
 
     Args:
