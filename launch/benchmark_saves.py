@@ -6,6 +6,7 @@ Rows are random. Start it with torchrun for more than one process; DIR should li
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -34,7 +35,8 @@ def measure_saves(
 
     Returns:
         `step_seconds`; `beside_over_step` and `waited_over_step`, the time a save holds up training over that of a
-        step, if it is written beside training and if training waits for the seal; `steps_while_writing_over_step`;
+        step, if it is written beside training and if training waits for the seal; `steps_while_writing_over_step`
+        (not a number where no step fell into it);
         `bytes`, `write_seconds` and `bytes_per_second` of the saves written beside training.
     """
     built, parts = prepared(run, groups, tokens_per_row, rows)
@@ -82,7 +84,7 @@ def measure_saves(
         "step_seconds": seconds,
         "beside_over_step": statistics.median(beside) / seconds,
         "waited_over_step": statistics.median(waited) / seconds,
-        "steps_while_writing_over_step": statistics.median(meanwhile) / seconds,
+        "steps_while_writing_over_step": statistics.median(meanwhile or [math.nan]) / seconds,
         "bytes": written.nbytes,
         "write_seconds": written.write_seconds,
         "bytes_per_second": written.nbytes / written.write_seconds,

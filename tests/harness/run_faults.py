@@ -120,7 +120,8 @@ def killed_run(
 ) -> Killed:
     """One run of `steps` steps at a stretch, and one of which both ranks get SIGKILL at random moments, so many times.
 
-    One moment in five lies in the start of a life, the others in the half second after its first step has begun.
+    One moment in five lies in the start of a life, three in ten in its first save, the others in the half second after
+    its first step has begun.
     """
 
     def made(name: str) -> RunConfig:
@@ -131,23 +132,34 @@ def killed_run(
     run, chance, came, saving = made("killed"), random.Random(0), 0, 0
     for number in range(kills):
         mark = folder / f"training.{number}"
-        life = nursery.live(run, 2, before=mark_training, given=(str(mark),), until=_moment(chance, mark), plant=plant)
+        begun = _unsealed(run)
+        moment = _moment(chance, mark, lambda begun=begun: bool(_unsealed(run) - begun))
+        life = nursery.live(run, 2, before=mark_training, given=(str(mark),), until=moment, plant=plant)
         came += not life.ended_well
-        newest = commits.attempts(run.run_dir)[:1]
-        saving += bool(newest) and not newest[0].sealed
+        saving += bool(_unsealed(run) - begun)
     well(nursery.live(run, 2, plant=plant))
     return Killed(kills=came, while_saving=saving, difference=compare_runs(folder / "whole", folder / "killed"))
 
 
-def _moment(chance: random.Random, mark: Path) -> Callable[[], bool]:
-    began, early = time.monotonic(), chance.random() < 0.2
-    after = chance.uniform(0.0, 2.0) if early else chance.uniform(0.0, 0.5)
-    seen: list[float] = [began] if early else []
+def _unsealed(run: RunConfig) -> set[str]:
+    return {attempt.path.name for attempt in commits.attempts(run.run_dir) if not attempt.sealed}
+
+
+def _moment(chance: random.Random, mark: Path, is_saving: Callable[[], bool]) -> Callable[[], bool]:
+    kind = chance.random()
+    if kind < 0.2:
+        return _after(chance.uniform(0.0, 2.0), lambda: True)
+    return is_saving if kind < 0.5 else _after(chance.uniform(0.0, 0.5), mark.exists)
+
+
+def _after(seconds: float, has_begun: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether so many seconds have gone since `has_begun` first said so."""
+    seen: list[float] = []
 
     def has_come() -> bool:
-        if not seen and mark.exists():
+        if not seen and has_begun():
             seen.append(time.monotonic())
-        return bool(seen) and time.monotonic() - seen[0] > after
+        return bool(seen) and time.monotonic() - seen[0] > seconds
 
     return has_come
 

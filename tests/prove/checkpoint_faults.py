@@ -81,6 +81,7 @@ def _kills(kills: int, steps: int) -> Case:
         f"{title}: {what}"
         for what in (
             "kills that came too late",
+            "kills in a save fewer than one in ten, by",
             "tensors of weights that differ by a bit",
             "tensors of masters and moments that do",
             "steps on other samples",
@@ -92,8 +93,14 @@ def _kills(kills: int, steps: int) -> Case:
         folder = context.scratch / f"kills{kills}"
         found = run_faults.killed_run(context.worlds.nursery, folder, context.data, kills, steps, context.plant)
         apart = found.difference
-        values = (kills - found.kills, apart.weights, apart.state, apart.rows, apart.curves)
-        units = (f"{found.while_saving} while saving", *(f"of {apart.tensors}",) * 2, *(f"of {apart.steps}",) * 2)
+        late, few = kills - found.kills, max(0, kills // 10 - found.while_saving)
+        values = (late, few, apart.weights, apart.state, apart.rows, apart.curves)
+        units = (
+            "kills",
+            f"kills: {found.while_saving} were",
+            *(f"of {apart.tensors}",) * 2,
+            *(f"of {apart.steps}",) * 2,
+        )
         return [
             Cell(name=name, measured=value, limit=0, unit=unit)
             for name, value, unit in zip(names, values, units, strict=True)
