@@ -35,9 +35,8 @@ def measure_saves(
 
     Returns:
         `step_seconds`; `beside_over_step` and `waited_over_step`, the time a save holds up training over that of a
-        step, if it is written beside training and if training waits for the seal; `steps_while_writing_over_step`
-        (not a number where no step fell into it);
-        `bytes`, `write_seconds` and `bytes_per_second` of the saves written beside training.
+        step, if it is written beside training and if training waits for the seal; `steps_while_writing_over_step`,
+        NaN where no step was; `bytes`, `write_seconds` and `bytes_per_second` of the saves written beside training.
     """
     built, parts = prepared(run, groups, tokens_per_row, rows)
     told: list[Outcome] = []
