@@ -31,3 +31,7 @@ class StoreError(OSError):
 
 class MissingObject(StoreError, FileNotFoundError):
     """There is no such object."""
+
+
+class ExistingObject(StoreError, FileExistsError):
+    """There is an object where there must not be one."""

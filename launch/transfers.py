@@ -16,12 +16,16 @@ _WAIT_SECONDS = 3600.0
 
 
 def fetched(address: str, run_dir: Path, oss: OssConfig) -> Report:
-    """Fetch the newest checkpoint that is whole into a run's folder, unless one that is whole lies there.
+    """Fetch the newest checkpoint that is whole into a run's folder, unless one that is whole and no older lies there.
 
-    Raises ValueError if there is none, StoreError.
+    Raises ValueError if there is none, or the folder is that of another run; StoreError.
     """
     remote = Remote(address=address, oss=oss)
-    path = fetch_newest(remote, run_dir.resolve(), lambda line: print(line, file=sys.stderr), _WAIT_SECONDS)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    path = fetch_newest(remote, run_dir.resolve(), say, _WAIT_SECONDS, later=True)
     remote.write_note(run_dir)
     return Report(lines=[f"{path} is whole"], data={"path": str(path)})
 

@@ -13,6 +13,9 @@ from train.errors import CheckpointError
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.2
+PATIENCE = 60.0
+"""Seconds after its limit in which rank 0 can still say itself what became of something slow."""
+_ENDED, _DONE = "ended", "done"
 
 
 def words_of(error: BaseException) -> str:
@@ -79,34 +82,41 @@ def on_first_rank(what: str, action: Callable[[], T], group: dist.ProcessGroup |
     return gathered(what, action if rank_in(group) == 0 else lambda: None, group)[0]  # type: ignore[return-value]
 
 
-def slowly_on_first_rank(what: str, action: Callable[[], object], seconds: float) -> None:
-    """Run on rank 0 of the world what may take long; the others wait, at most `seconds`, and in no collective.
+def slowly_on_first_rank(what: str, action: Callable[[Callable[[], None]], object], seconds: float) -> None:
+    """Run on rank 0 of the world what may take long; the others wait, in no collective.
 
-    A collective has a time limit of its own, and a rank that is in one for long is taken for stalled.
+    A collective has a time limit of its own, and a rank that is in one for long is taken for stalled. So how it ended
+    is one key of the job's store: rank 0 writes it, or, where that one hangs in something, whoever has waited longest.
+    What is written first counts, on every rank.
+
+    Args:
+        action: is given what it has to call now and then: that raises TimeoutError once `seconds` have passed.
 
     Raises:
         CheckpointError: on every rank, if `action` raised or took too long.
     """
-    fault: Exception | None = None
     if not dist.is_initialized():
-        action()
+        action(lambda: None)
         return
-    store = distributed_c10d._get_default_store()
-    key = on_first_rank(f"naming {what}", lambda: f"slowly/{secrets.token_hex(8)}", None)
+    name = on_first_rank(f"naming {what}", lambda: f"slowly/{secrets.token_hex(8)}", None)
+    store = dist.PrefixStore(name, distributed_c10d._get_default_store())
+    end = time.monotonic() + seconds
+    late = TimeoutError(f"rank 0 was not done with {what} in {seconds:g} s")
+    cause: Exception | None = None
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise late
+
     if dist.get_rank() == 0:
         try:
-            action()
+            action(check)
         except Exception as error:
-            fault = error
-        store.set(key, "done")
-    end = time.monotonic() + seconds
-    while fault is None and not store.check([key]):
-        if time.monotonic() > end:
-            fault = TimeoutError(f"rank 0 was not done with {what} in {seconds:g} s")
-        time.sleep(_POLL_SECONDS)
-
-    def say() -> None:
-        if fault is not None:
-            raise fault
-
-    gathered(what, say, None)
+            cause = error
+        said = store.compare_set(_ENDED, "", _DONE if cause is None else words_of(cause)).decode()
+    else:
+        while not store.check([_ENDED]) and time.monotonic() < end + PATIENCE:
+            time.sleep(_POLL_SECONDS)
+        said = store.compare_set(_ENDED, "", f"{words_of(late)}, and does not answer").decode()
+    if said != _DONE:
+        raise CheckpointError(f"{what} failed on rank 0: {said}") from cause

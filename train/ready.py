@@ -1,13 +1,17 @@
 """What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from data.errors import StoreError
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan
+from train.checkpoint import identity
+from train.checkpoint.bucket import found_in
 from train.checkpoint.commits import attempts, newest_readable
-from train.checkpoint.remote import found_in, noted, remote_of
+from train.checkpoint.remote import noted, remote_of
 from train.config import RunConfig
 from train.resolve import from_yaml
 from train.segments import course
@@ -64,16 +68,26 @@ def check_run_folder(run: RunConfig) -> None:
 
 
 def check_upload_folder(run: RunConfig) -> None:
-    """Raises ValueError if a new run would upload among the checkpoints of another; StoreError."""
+    """Raises ValueError if a run would upload among the checkpoints of another; StoreError for a new one."""
     remote = remote_of(run)
-    if remote is None or run.resume:
+    if remote is None:
         return
-    sealed = [each.name for each in found_in(remote.store().tree("step_")) if each.sealed]
+    if run.resume:
+        try:
+            identity.check_owner(remote.store(), remote.address, run.run_dir)
+        except StoreError as error:  # it can train meanwhile, and the first upload looks again
+            print(f"{remote.address} could not be looked at: {error}", file=sys.stderr, flush=True)
+        return
+    store = remote.store()
+    sealed = [each.name for each in found_in(store.tree("step_")) if each.sealed]
     if sealed:
         raise ValueError(
             f"checkpoint.upload={remote.address} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go "
             f"on with `triptych resume {remote.address} --run-dir RUN`, or name another prefix"
         )
+    owner, ours = identity.owner_of(store, remote.address), identity.id_of(run.run_dir)
+    if owner is not None and owner != ours:
+        raise identity.taken(owner, ours, remote.address, run.run_dir)
 
 
 def file_faults(run: RunConfig) -> list[str]:

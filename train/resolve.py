@@ -78,14 +78,17 @@ def compose(
 def oss_config(arguments: Sequence[str]) -> OssConfig:
     """What `data.oss` of a recipe would be with these `key=value`. Raises RecipeError."""
     try:
-        plain = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)), resolve=True)
-        typed, faults = check_types(plain, OssConfig)
-        _refuse(faults)
-        return dacite.from_dict(OssConfig, typed, dacite.Config(strict=True))
-    except RecipeError:
-        raise
+        return oss_from_plain(OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)), resolve=True))
     except (ValueError, OmegaConfBaseException) as fault:
         raise RecipeError(f"--oss: {fault}") from fault
+
+
+def oss_from_plain(plain: Any) -> OssConfig:
+    """What `dataclasses.asdict` made of one, wherever it has been since. Raises ValueError."""
+    typed, faults = check_types(plain, OssConfig)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return dacite.from_dict(OssConfig, typed, dacite.Config(strict=True))
 
 
 def data_config(plain: Mapping[str, Any]) -> DataConfig:

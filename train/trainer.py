@@ -43,7 +43,7 @@ from train.resolve import to_yaml
 from train.segments import Course, course
 from train.state import TrainState
 from train.step import StepParts, train_step
-from train.uploading import commit_to_resume, finish_uploads, open_uploads, tell_uploads
+from train.uploading import commit_to_resume, finish_uploads, open_uploads, run_id, tell_uploads
 
 
 class Trainer:
@@ -51,6 +51,7 @@ class Trainer:
 
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
         commit = commit_to_resume(run)
+        self.id = run_id(run)
         on_first_rank("going on with the list of bad samples", lambda: quarantine.go_on_from(run.run_dir, commit), None)
         on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
         self.run = run
@@ -124,18 +125,18 @@ class Trainer:
                 while not self._is_over() and not self.stop.agreed:
                     self._take_step()
                 saved = self.checkpoints.finish()
-            # What a run that was asked to end leaves behind is uploaded by its next start.
-            seconds = min(self.run.checkpoint.transfer_seconds, self.stop.seconds_left)
-            finish_uploads(self.uploads, self.metrics, seconds)
+            again = self.stop.agreed and not self._is_over()
+            where = f" is saved in {saved.path.name}" if saved is not None else " had been saved"
+            told = f"step {self.state.step}" + (where if again else " was the last")
+            if self.groups.rank == 0:  # whoever kills the run while uploads are waited for finds how it ended
+                write_ending(self.run.run_dir, "again" if again else "done", told, self.state.step)
+            finish_uploads(self.run, self.uploads, self.metrics, self.stop)
         finally:
             self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
-        if self.stop.agreed and not self._is_over():
-            where = f" is saved in {saved.path.name}" if saved is not None else " had been saved"
-            self.watch.stopped(f"step {self.state.step}{where}")
-        if self.groups.rank == 0:
-            write_ending(self.run.run_dir, "done", f"step {self.state.step} was the last", self.state.step)
+        if again:
+            self.watch.stopped(told)
 
     def _take_step(self) -> None:
         cursor = self.batches.cursor
@@ -188,6 +189,7 @@ class Trainer:
 
     def _words(self, counters: dict[str, Any], cursor: Cursor, loss: float | None) -> dict[str, Any]:
         return {
+            "run": self.id,
             "stage": self.run.stage.name,
             "loss": loss,
             "counters": counters,

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from train.agreement import on_first_rank
+from parallel.stop import Stop
+from train.agreement import on_first_rank, slowly_on_first_rank
+from train.checkpoint import identity
 from train.checkpoint.commits import Commit
 from train.checkpoint.fetch import find_or_fetch
 from train.checkpoint.remote import remote_of
@@ -11,6 +13,9 @@ from train.checkpoint.uploads import Upload, Uploads
 from train.config import RunConfig
 from train.metrics import Metrics
 from train.ready import check_run_folder, check_upload_folder
+
+ENDING_SECONDS = 5.0
+"""Of the grace, kept for what comes after uploads: files are closed, and all ranks leave in order."""
 
 
 def commit_to_resume(run: RunConfig) -> Commit | None:
@@ -23,6 +28,11 @@ def commit_to_resume(run: RunConfig) -> Commit | None:
         return find_or_fetch(run.run_dir, remote_of(run), run.checkpoint.transfer_seconds, _say)
     on_first_rank("looking at where checkpoints are uploaded to", lambda: check_upload_folder(run), None)
     return None
+
+
+def run_id(run: RunConfig) -> str:
+    """The id of the run, drawn at its first start (train/checkpoint/identity.py). All ranks call it."""
+    return on_first_rank("naming the run", lambda: identity.settled_id(run.run_dir), None)
 
 
 def open_uploads(run: RunConfig, rank: int, resumed: Commit | None) -> Uploads | None:
@@ -48,12 +58,26 @@ def tell_uploads(uploads: Uploads | None, metrics: Metrics | None) -> None:
         _tell(upload, metrics)
 
 
-def finish_uploads(uploads: Uploads | None, metrics: Metrics | None, seconds: float) -> None:
-    """Wait for what is not uploaded yet, and say what stays behind."""
+def finish_uploads(run: RunConfig, uploads: Uploads | None, metrics: Metrics | None, stop: Stop) -> None:
+    """Wait for what is not uploaded yet, and say what stays behind: its next start uploads that. All ranks call it.
+
+    Of a run that is asked to end it takes what is left of the grace but for ENDING_SECONDS. All ranks wait then: once
+    the first of them has ended the others have seconds.
+    """
+    if run.checkpoint.upload is None:
+        return
+    seconds = min(run.checkpoint.transfer_seconds, max(0.0, stop.seconds_left - ENDING_SECONDS))
+    if stop.agreed:
+        slowly_on_first_rank("waiting for uploads", lambda _: _finish(uploads, metrics, seconds), seconds)
+    else:
+        _finish(uploads, metrics, seconds)
+
+
+def _finish(uploads: Uploads | None, metrics: Metrics | None, seconds: float) -> None:
     if uploads is None:
         return
     tell_uploads(uploads, metrics)
-    if uploads.held:
+    if uploads.held and seconds > 0:
         _say(f"waiting at most {seconds:g} s for the upload of {', '.join(sorted(uploads.held))}")
     left = uploads.finish(seconds)
     tell_uploads(uploads, metrics)

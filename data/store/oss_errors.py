@@ -72,7 +72,7 @@ class RequestFault:
     """One failed request."""
 
     kind: str
-    """throttled, transient, keys, missing, changed, past the end or fatal."""
+    """throttled, transient, keys, missing, exists, changed, past the end or fatal."""
     text: str
     request_id: str = "none"
     code: str = ""
@@ -107,6 +107,8 @@ def _of_service(error: oss2.exceptions.OssError) -> RequestFault:
         kind, cure = "fatal", f"{_SKEW}, {there or here or 'which it did not tell'}"
     elif error.status == 404:
         kind = "fatal" if code == "NoSuchBucket" else "missing"
+    elif code == "FileAlreadyExists":
+        kind = "exists"
     elif error.status == 412:
         kind = "changed"
     elif error.status == 416:

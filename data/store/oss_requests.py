@@ -12,7 +12,7 @@ from typing import TypeVar
 import oss2
 from requests.structures import CaseInsensitiveDict
 
-from data.errors import MissingObject, ShardFault, StoreError
+from data.errors import ExistingObject, MissingObject, ShardFault, StoreError
 from data.store.config import OssConfig
 from data.store.credentials import KeyProvider, open_keys
 from data.store.limiter import NodeLimiter, full_jitter
@@ -188,6 +188,8 @@ class OssRequests:
             )
         if fault.kind == "missing":
             return MissingObject(f"{what}: there is no such object ({told}); restore it, or correct the source's path")
+        if fault.kind == "exists":
+            return ExistingObject(f"{what}: there is such an object already ({told})")
         if fault.kind == "keys":
             return StoreError(
                 f"{what}: the service refuses the keys from {self._keys.where} ({told}), and there are no newer ones; "

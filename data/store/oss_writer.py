@@ -20,6 +20,7 @@ from data.store.oss_requests import Call
 LEAST_PART, MOST_PARTS = 100 * 1024, 10_000
 """What OSS allows: bytes of a part that is not the last, and parts of an object."""
 _REQUESTS_PER_SECOND = 100.0
+_FORBID = {"x-oss-forbid-overwrite": "true"}
 _CRC32C, _CRC64 = "x-oss-meta-crc32c", "x-oss-meta-crc64"
 
 
@@ -56,13 +57,17 @@ class OssWriter(OssStore):
         sound = crc64 is None or crc64 == str(head.server_crc)
         return WrittenObject(size=head.content_length or 0, crc32c=told if sound else None)
 
-    def put(self, name: str, data: bytes, crc32c: str = "") -> None:
-        """Write an object in one request. Raises StoreError."""
+    def put(self, name: str, data: bytes, crc32c: str = "", is_new: bool = False) -> None:
+        """Write an object in one request. Raises StoreError; with `is_new` ExistingObject if there is one, which may
+        be that of a try before whose answer was lost."""
         due = _crc64(data)
         headers = {_CRC32C: crc32c, _CRC64: str(due)} if crc32c else {}
+        headers |= _FORBID if is_new else {}
 
         def attempt(call: Call) -> Any:
             result = call.bucket.put_object(self.prefix + name, _body(data), headers=headers)
+            if is_new and result.crc != due:  # it is this try's own, and would be in the way of the next
+                call.bucket.delete_object(self.prefix + name)
             return _compared(result, due)
 
         self._requests.run(self._url(name), len(data), attempt)

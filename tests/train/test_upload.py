@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,31 +25,6 @@ from train.ready import check_upload_folder
 from train.resolve import compose, to_yaml
 
 LANGUAGE, VISION = "language.00000.safetensors", "vision.00000.safetensors"
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[OssService]:
-    service = OssService()
-    yield service
-    service.stop()
-
-
-@pytest.fixture
-def service(started: OssService, monkeypatch: pytest.MonkeyPatch) -> OssService:
-    for name, value in started.environment.items():
-        monkeypatch.setenv(name, value)
-    started.plan()
-    started.throttle()
-    started.keys({ACCESS: {"secret": SECRET}})
-    for name in started.names():
-        started.delete(name)
-    started.forget()
-    return started
-
-
-@pytest.fixture
-def oss(service: OssService, tmp_path: Path) -> OssConfig:
-    return oss_of(service, tmp_path)
 
 
 def sent(path: Path, oss: OssConfig, **options: Any) -> Sent:
@@ -78,9 +52,10 @@ def test_an_upload_comes_back_as_it_was_with_what_it_refers_to(
     done = sent(second, oss, budget=SMALL_BUDGET)
     assert done.fault is None and done.files == 6
     order = written(service)
-    assert order[-2:] == [f"run/{second.name}/files.json", f"run/{second.name}/COMMIT"] and len(order) == 8
+    assert order[-2:] == [f"run/{second.name}/files.json", f"run/{second.name}/COMMIT"] and len(order) == 9
+    assert order[0] == "run/run.json"
     assert f"run/{first.name}/{VISION}" in order, "a file that is referred to goes where it belongs"
-    assert service.counts["PUT object served"] == 7 + 3, "one file takes three parts"
+    assert service.counts["PUT object served"] == 8 + 3, "one file takes three parts"
 
     path = fetch(oss, back)
     assert path == back / "checkpoints" / second.name and not commits.problems(path)
@@ -110,7 +85,7 @@ def test_a_bucket_keeps_what_the_recipe_keeps(service: OssService, oss: OssConfi
         sent(paths[step], oss, keep=1, keep_every=20)
     sealed = [name.split("/")[1] for name in service.names() if name.endswith("/COMMIT")]
     assert sealed == [paths[step].name for step in (20, 40, 50)]
-    left = [name for name in service.names() if name.split("/")[1] not in sealed]
+    left = [name for name in service.names() if name.split("/")[1] not in (*sealed, "run.json")]
     assert left == [f"run/{paths[10].name}/{VISION}"], "it is referred to"
     deleted = [each["key"] for each in service.state()["log"] if each["kind"] == "DELETE object"]
     gone = [name for name in deleted if paths[30].name in name]
@@ -255,7 +230,9 @@ def test_of_a_damaged_one_only_what_is_damaged_is_fetched(service: OssService, o
     service.forget()
     assert fetch(oss, tmp_path) == path and content(tmp_path) == before
     asked = {each["key"] for each in service.state()["log"] if each["kind"] == "GET object"}
-    assert asked == {f"run/{path.name}/{name}" for name in ("files.json", "COMMIT", "state.json", VISION)}
+    assert asked == {f"run/{path.name}/{name}" for name in ("files.json", "COMMIT", "state.json", VISION)} | {
+        "run/run.json"
+    }
     service.forget()
     assert fetch(oss, tmp_path) == path and service.state()["log"] == [], "what is whole here is not looked for"
 
@@ -280,7 +257,10 @@ def test_fetching_goes_on_where_it_was_killed_and_needs_room(
 
 def test_nothing_secret_is_noted(service: OssService, oss: OssConfig, tmp_path: Path) -> None:
     remote_at(oss).write_note(tmp_path)
-    assert noted(tmp_path) == remote_at(oss) and noted(tmp_path / "none") is None
+    found = noted(tmp_path)
+    assert found is not None and noted(tmp_path / "none") is None
+    assert found.oss.limiter.folder is None, "a folder of this machine"
+    assert replace(found, oss=replace(found.oss, limiter=oss.limiter)) == remote_at(oss)
     job = job_of(make_commit(tmp_path, 10), oss).to_json()
     for text in ((tmp_path / "upload.json").read_text(), job, json.dumps(service.state()["counts"])):
         assert SECRET not in text and ACCESS not in text

@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.harness.oss_service import OssService, oss_service
+from tests.harness.oss_service import OssService
 from tests.train.test_saves import checkpoints, is_whole
 from tests.train.toy_layouts import one
 from tests.train.uploaded import make_commit, oss_of, remote_at
@@ -15,12 +15,6 @@ from train.checkpoint import commits
 from train.checkpoint.remote import fetch_newest
 from train.checkpoint.upload import Sent
 from train.checkpoint.uploads import Upload, Uploads
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[OssService]:
-    with oss_service() as (made, _):
-        yield made
 
 
 def open_uploads(service: OssService, folder: Path, keep: int = 2) -> Uploads:

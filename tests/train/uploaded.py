@@ -1,5 +1,6 @@
 """Checkpoints of plain bytes, sealed as a run seals them, and jobs that upload them to the loopback service."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,14 +21,16 @@ SMALL_BUDGET = 250_000.0
 LARGE, SMALL = 600_000, 20_000
 
 
-def make_commit(run: Path, step: int, frozen: FileEntry | None = None, recipe: str = "seed: 1\n") -> Path:
+def make_commit(
+    run_dir: Path, step: int, frozen: FileEntry | None = None, recipe: str = "seed: 1\n", run: str | None = None
+) -> Path:
     """A checkpoint with a file of several parts and one of a single; `frozen` lies in an earlier one, or is made."""
-    path = commits.attempt_path(run, step, f"{step:08x}")
+    path = commits.attempt_path(run_dir, step, f"{step:08x}")
     disk.make_folder(path)
     random = np.random.default_rng(step)
     made = {
         "language.00000.safetensors": random.bytes(LARGE),
-        "state.json": b'{"step": %d}' % step,
+        "state.json": json.dumps({"step": step, "run": run}).encode(),
         "recipe.yaml": recipe.encode(),
         "quarantine.jsonl": b"",
         "optimizer.00000.safetensors": random.bytes(SMALL),

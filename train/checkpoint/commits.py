@@ -30,7 +30,9 @@ VERIFIED = "VERIFIED"
 """Beside what files.json lists: when it was last read through."""
 PRUNED = "PRUNED"
 """In a folder of which only what later checkpoints refer to is left."""
-_OURS = {".", "..", COMMIT, FILES, VERIFIED, PRUNED}
+LEFT_BEHIND = "LEFT_BEHIND"
+"""In a folder of a bucket: the run has gone on from an earlier step since, so this is not where it is."""
+_OURS = {".", "..", COMMIT, FILES, VERIFIED, PRUNED, LEFT_BEHIND}
 TENSORS = ".safetensors"
 FORMAT = 2
 

@@ -22,7 +22,7 @@ def find_or_fetch(
 ) -> Commit:
     """`find_commit`, after the newest checkpoint that is whole was fetched if there is none here. All ranks call it.
 
-    Rank 0 fetches, into a folder that every node has to share; the others wait for at most `seconds`.
+    Rank 0 fetches, into a folder that every node has to share; in a world it has `seconds` for it.
 
     Args:
         where: a run's folder, or one checkpoint folder, for which nothing is fetched.
@@ -43,9 +43,9 @@ def find_or_fetch(
     run_dir = Path(where)
     fetched: list[Path] = []
 
-    def fetch() -> None:
+    def fetch(check: Callable[[], None]) -> None:
         tell(f"{reason}; looking in {place.address}")
-        fetched.append(fetch_newest(place, run_dir, tell, seconds))
+        fetched.append(fetch_newest(place, run_dir, tell, seconds, check=check))
 
     slowly_on_first_rank(f"fetching a checkpoint from {place.address}", fetch, seconds)
     name = on_first_rank("naming what was fetched", lambda: fetched[0].name, None)

@@ -9,16 +9,16 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import MissingObject
-from data.store.config import OssConfig, oss_from_dict
-from data.store.store import StoredObject
-from train.checkpoint import commits, disk
+from data.store.config import OssConfig
+from train.checkpoint import commits, disk, identity
+from train.checkpoint.bucket import found_in, whole
 from train.checkpoint.commits import COMMIT, FILES, PRUNED, FileEntry
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Remote:
         """Leave word in a run's folder. Raises OSError."""
         run_dir.mkdir(parents=True, exist_ok=True)
         part = run_dir / f"{NOTE}.part"
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        # A folder of this machine means nothing to another one.
+        told = replace(self, oss=replace(self.oss, limiter=replace(self.oss.limiter, folder=None)))
+        part.write_text(json.dumps(asdict(told), indent=1) + "\n", encoding="utf-8")
         part.replace(run_dir / NOTE)
 
 
@@ -64,40 +66,38 @@ def remote_of(run: "RunConfig") -> Remote | None:
 
 
 def noted(run_dir: str | Path) -> Remote | None:
-    """Where a run's folder says that its checkpoints were uploaded to; None if it says nothing that can be read."""
+    """Where a run's folder says that its checkpoints were uploaded to; None if it says nothing.
+
+    Raises ValueError if what it says cannot be, OSError.
+    """
+    path = Path(run_dir) / NOTE
     try:
-        told = json.loads((Path(run_dir) / NOTE).read_text("utf-8"))
-        return Remote(address=told["address"], oss=oss_from_dict(told["oss"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    from train.resolve import oss_from_plain  # half a second
+
+    try:
+        told = json.loads(raw)
+        if not isinstance(told, dict) or not str(told.get("address")).startswith("oss://"):
+            raise ValueError("it has no address")
+        return Remote(address=told["address"], oss=oss_from_plain(told.get("oss")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not say where the run's checkpoints were uploaded to: {error}; delete it, and say it by "
+            f"`triptych resume oss://BUCKET/PREFIX --run-dir {run_dir} --oss KEY=VALUE ...`"
+        ) from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteAttempt:
-    """One checkpoint folder in a bucket, sealed or not."""
-
-    name: str
-    step: int
-    sealed: bool
-
-
-def found_in(tree: Sequence[StoredObject]) -> list[RemoteAttempt]:
-    """The checkpoints among the objects of a prefix, newest first: by step, then by the time of the seal."""
-    seals = {each.name.partition("/")[0]: each.modified or 0.0 for each in tree if each.name.endswith(f"/{COMMIT}")}
-    found = []
-    for name in {each.name.partition("/")[0] for each in tree}:
-        step = commits.step_of(name)
-        if step is not None:
-            found.append((step, seals.get(name, 0.0), name))
-    return [RemoteAttempt(name=name, step=step, sealed=name in seals) for step, _, name in sorted(found, reverse=True)]
-
-
-def whole(store: "OssStore", name: str) -> bytes:
-    """A small object. Raises StoreError."""
-    return store.read_range(name, 0, store.size(name))
-
-
-def fetch_newest(remote: Remote, run_dir: Path, tell: Callable[[str], None], seconds: float) -> Path:
+def fetch_newest(
+    remote: Remote,
+    run_dir: Path,
+    tell: Callable[[str], None],
+    seconds: float,
+    *,
+    check: Callable[[], None] = lambda: None,
+    later: bool = False,
+) -> Path:
     """Bring the newest checkpoint that is whole back into a run's folder; returns its own.
 
     One process does it at a time; whoever comes later finds it done. Files that are there as they were written are not
@@ -106,25 +106,40 @@ def fetch_newest(remote: Remote, run_dir: Path, tell: Callable[[str], None], sec
     Args:
         tell: hears why a newer one was passed over, and from time to time how far it is.
         seconds: to wait for another process that does it, at most.
+        check: called again and again while it fetches; what it raises ends that, and the next try goes on from there.
+        later: also where the folder has one that is whole, if that in the bucket is of a later step.
 
     Raises:
-        ValueError: there is none, with what is wrong with each; or no room.
+        ValueError: there is none, with what is wrong with each; no room; or the folder is another run's.
         StoreError: the store cannot be reached.
     """
     with _one_at_a_time(run_dir, seconds):
-        for attempt in commits.attempts(run_dir):
-            if attempt.sealed and not commits.problems(attempt.path):
-                return attempt.path
+        sealed = (attempt for attempt in commits.attempts(run_dir) if attempt.sealed)
+        here = next((attempt for attempt in sealed if not commits.problems(attempt.path)), None)
+        if here is not None and not later:
+            return here.path
         store = remote.store()
+        owner = identity.check_owner(store, remote.address, run_dir)
         reasons = []
         for found in found_in(store.tree("step_")):
+            if here is not None and (found.left or found.step <= here.step):
+                break
             try:
                 if not found.sealed:
                     raise Unusable(f"it was never finished (no {COMMIT})")
-                return _fetch(store, found.name, run_dir / "checkpoints", tell)
+                path = _fetch(store, found.name, run_dir / "checkpoints", tell, check)
             except (Unusable, MissingObject) as error:
                 reasons.append(f"{found.name}: {error}")
                 tell(f"passing over {remote.address}/{found.name}: {error}")
+                continue
+            if here is not None:
+                tell(f"taking {found.name} of {remote.address}, which is of a later step than {here.path.name} here")
+            if owner is not None:
+                identity.write_id(run_dir, owner)
+            return path
+        if here is not None:
+            tell(f"taking {here.path}, which is whole: {remote.address} has none that can be used of a later step")
+            return here.path
         why = "; ".join(reasons) or "there is no checkpoint folder"
         raise ValueError(f"{remote.address} has no checkpoint that can be used: {why}")
 
@@ -133,7 +148,7 @@ class Unusable(ValueError):
     """A checkpoint in the bucket is not what it says."""
 
 
-def _fetch(store: "OssStore", name: str, folder: Path, tell: Callable[[str], None]) -> Path:
+def _fetch(store: "OssStore", name: str, folder: Path, tell: Callable[[str], None], check: Callable[[], None]) -> Path:
     """One checkpoint into `folder`. Raises Unusable, StoreError, ValueError if there is no room."""
     path = folder / name
     text, sealed = (whole(store, f"{name}/{file}") for file in (FILES, COMMIT))
@@ -142,7 +157,12 @@ def _fetch(store: "OssStore", name: str, folder: Path, tell: Callable[[str], Non
         places = {file: commits.place_of(path, file, entry) for file, entry in files.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise Unusable(str(error)) from error
-    missing = {file: entry for file, entry in files.items() if not _is_there(places[file], entry)}
+    missing = {}
+    for file, entry in files.items():
+        check()
+        if not _is_there(places[file], entry):
+            _check_owned(folder / entry.folder, file, entry)
+            missing[file] = entry
     _check_room(missing, folder)
     tell(
         f"fetching {store.where(name).partition(' ')[0]}: {_bytes_of(missing) / 1e9:.3g} GB of "
@@ -152,15 +172,15 @@ def _fetch(store: "OssStore", name: str, folder: Path, tell: Callable[[str], Non
     _unseal(path)
     for owner in {entry.folder for entry in missing.values()} - {name}:
         _make_leftover(folder / owner)
-    progress = _Progress(_bytes_of(missing), tell)
+    progress = _Progress(_bytes_of(missing), tell, check)
     with ThreadPoolExecutor(_THREADS) as threads:
         tasks = [threads.submit(_fetch_file, store, places[file], entry, progress) for file, entry in missing.items()]
         try:
             for task in tasks:
                 task.result()
-        except BaseException:
+        except BaseException as error:
             threads.shutdown(cancel_futures=True)
-            if is_new:
+            if is_new and isinstance(error, Unusable | MissingObject):  # else the next try goes on from here
                 shutil.rmtree(path)
             raise
     disk.sync_folder(path)
@@ -174,6 +194,16 @@ def _is_there(place: Path, entry: FileEntry) -> bool:
         return disk.digest(place) == entry.digest
     except OSError:
         return False
+
+
+def _check_owned(folder: Path, file: str, entry: FileEntry) -> None:
+    """Raises Unusable if a checkpoint that is here has another file under this name, which must not be written over."""
+    try:
+        own = commits.listed_files(folder).get(file)
+    except (OSError, ValueError):
+        return  # it is no checkpoint, or none that can be used
+    if own is not None and own.folder == folder.name and own.digest != entry.digest:
+        raise Unusable(f"it refers to {folder.name}/{file}, which is another file in that checkpoint as it is here")
 
 
 def _bytes_of(files: dict[str, FileEntry]) -> int:
@@ -227,15 +257,16 @@ def _fetch_file(store: "OssStore", place: Path, entry: FileEntry, progress: "_Pr
 
 
 class _Progress:
-    """Signs of life. Safe for threads."""
+    """Signs of life, and whether to go on. Safe for threads."""
 
-    def __init__(self, total: int, tell: Callable[[str], None]) -> None:
-        self._total, self._tell = total, tell
+    def __init__(self, total: int, tell: Callable[[str], None], check: Callable[[], None]) -> None:
+        self._total, self._tell, self._check = total, tell, check
         self._lock = threading.Lock()
         self._done = 0
         self._told = time.monotonic()
 
     def add(self, nbytes: int) -> None:
+        self._check()
         with self._lock:
             self._done += nbytes
             if time.monotonic() - self._told > _TELL_SECONDS:

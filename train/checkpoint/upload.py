@@ -19,9 +19,9 @@ import google_crc32c
 from data.child import keep_stdout, leave_with_parent
 from data.errors import MissingObject
 from data.store.config import oss_from_dict
-from train.checkpoint import commits
-from train.checkpoint.commits import COMMIT, FILES, FileEntry
-from train.checkpoint.remote import found_in, whole
+from train.checkpoint import commits, identity
+from train.checkpoint.bucket import found_in, whole
+from train.checkpoint.commits import COMMIT, FILES, LEFT_BEHIND, FileEntry
 from train.checkpoint.retention import Policy
 
 if TYPE_CHECKING:
@@ -83,12 +83,15 @@ def run(job: Job) -> Sent:
     is_over = True
     try:
         writer = OssWriter(job.address, oss_from_dict(job.oss), job.bytes_per_second)
-        upload(Path(job.folder), writer, part_bytes(job.bytes_per_second), counted)
+        path = Path(job.folder)
+        identity.claim(writer, job.address, path.parent.parent)
+        upload(path, writer, part_bytes(job.bytes_per_second), counted)
         try:
-            prune(writer, Path(job.folder).name, Policy(last=job.keep, every=job.keep_every))
+            leave_behind(writer, path.name)
+            left = "; ".join(prune(writer, path.name, Policy(last=job.keep, every=job.keep_every))) or None
         except (OSError, ValueError) as error:
             left = str(error)
-    except Damaged as error:
+    except (Damaged, identity.Taken) as error:
         fault = str(error)
     except (OSError, ValueError) as error:
         fault, is_over = str(error), False
@@ -188,28 +191,47 @@ def _read(read: Callable[[int], bytes], most: int) -> bytes:
     return bytes(found)
 
 
-def prune(writer: "OssWriter", newest: str, policy: Policy) -> list[str]:
-    """Delete what the policy does not keep now that `newest` is there, COMMIT first. Returns what went, by name.
+def leave_behind(writer: "OssWriter", newest: str) -> None:
+    """Say of sealed ones that `newest`, which the run has come to now, is not after, that it has gone on from an
+    earlier one; a bucket that is copied has other times, so those cannot say it. Raises StoreError."""
+    found = {each.name: each for each in found_in(writer.tree("step_"))}
+    for name, each in found.items():
+        if name != newest and each.sealed and not each.left and each.step >= found[newest].step:
+            writer.put(f"{name}/{LEFT_BEHIND}", b"")
+    if found[newest].left:
+        writer.delete([f"{newest}/{LEFT_BEHIND}"])
 
-    Raises ValueError, with nothing deleted but the seals, if what a damaged one refers to cannot be known; StoreError.
+
+def prune(writer: "OssWriter", newest: str, policy: Policy) -> list[str]:
+    """Delete what the policy does not keep now that `newest` is there, COMMIT first. Raises StoreError.
+
+    Returns what is wrong with sealed ones that do not say which files they have. They count for nothing and stay, and
+    so does every file of a step that is not after theirs: once files.json is sent again they may be whole.
     """
     tree = writer.tree()
     remote = found_in(tree)
-    sealed = [(each.name, each.step) for each in remote if each.sealed]
-    gone = set(policy.superseded(sealed, newest))
+    step = {each.name: each.step for each in remote}
+    files: dict[str, dict[str, FileEntry]] = {}
+    wrong: dict[str, str] = {}
+    for name in (each.name for each in remote if each.sealed):
+        try:
+            files[name] = commits.parse_files(*(whole(writer, f"{name}/{file}") for file in (FILES, COMMIT)))
+        except (ValueError, MissingObject) as error:
+            wrong[name] = f"{name}: {error}; upload it again, or delete it"
+    if newest in wrong:
+        return list(wrong.values())
+    gone = policy.superseded([(name, step[name]) for name in files], newest)
     seals = {f"{name}/{COMMIT}" for name in gone}
     writer.delete(sorted(seals))
-    needed = {f"{name}/{file}" for name, _ in sealed if name not in gone for file in (FILES, COMMIT)}
-    for name, _ in sealed:
-        if name not in gone:
-            files = commits.parse_files(*(whole(writer, f"{name}/{file}") for file in (FILES, COMMIT)))
-            needed |= {f"{entry.folder}/{file}" for file, entry in files.items()}
-    step = dict(sealed)[newest]
-    older = {each.name for each in remote if each.step <= step}
-    objects = (each.name for each in tree if each.name.partition("/")[0] in older)
+    kept = files.keys() - set(gone)
+    needed = {f"{name}/{file}" for name in kept for file in (FILES, COMMIT, LEFT_BEHIND)}
+    needed |= {f"{entry.folder}/{file}" for name in kept for file, entry in files[name].items()}
+    known = max((step[name] for name in wrong), default=-1)
+    free = {name for name in step if known < step[name] <= step[newest]}
+    objects = (each.name for each in tree if each.name.partition("/")[0] in free)
     writer.delete(name for name in objects if name not in needed | seals)
     writer.drop_parts("step_")
-    return sorted(gone)
+    return list(wrong.values())
 
 
 def _crc32c(data: bytes) -> str:
