@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.harness.faulty import Fault
+from tests.harness.faulty import Fault, lurk
+from tests.harness.lives import Nursery
 from tests.harness.runs import IMPATIENT_SECONDS, Recipe, _marked, _start, _wait_for
+from train.config import RunConfig
 from train.ending import Ending, read_ending
 
 AGAIN = 75
@@ -88,6 +90,41 @@ def ask(
     return Asked(
         output=output, code=process.returncode, seconds=seconds, left_over=left_over, ending=read_ending(run_dir)
     )
+
+
+def ask_life(nursery: Nursery, run: RunConfig, processes: int, request: Request, fault: Fault) -> Asked:
+    """The same of a start without torchrun, forked by the nursery: `request` goes to one rank.
+
+    AssertionError unless all processes leave with one code, before they are killed.
+    """
+    mark, sent = uuid.uuid4().hex, []
+    notes = Path(f"{run.run_dir}.{mark}")
+    notes.mkdir(parents=True)
+    moment = notes / "moment"
+
+    def send() -> bool:
+        if moment.exists() and not sent:
+            sent.append(time.monotonic())
+            os.kill(int((notes / request.to).read_text()), request.signal)
+        return False
+
+    given = (replace(fault, moment=str(moment)), str(notes), mark)
+    life = nursery.live(run, processes, before=_lie_in_wait, given=given, until=send, others_get=signal.SIGTERM)
+    seconds, left_over = time.monotonic() - sum(sent), _still_there(mark)
+    for pid in left_over:
+        os.kill(pid, signal.SIGKILL)
+    assert sent, f"the step never came: {life.said[-4000:]}"
+    (code,) = set(life.codes)
+    assert code is not None, life.said[-4000:]
+    return Asked(output=life.said, code=code, seconds=seconds, left_over=left_over, ending=read_ending(run.run_dir))
+
+
+def _lie_in_wait(rank: int, fault: Fault, notes: str, mark: str) -> None:
+    """Say which process this is, mark those that it starts, and have the fault come."""
+    os.environ["TRIPTYCH_TEST_RUN"] = mark
+    (Path(notes) / str(rank)).write_text(str(os.getpid()))
+    if fault.rank is None or fault.rank == rank:
+        lurk(fault)
 
 
 def _still_there(mark: str, seconds: float = 2.0) -> tuple[int, ...]:

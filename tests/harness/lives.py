@@ -1,11 +1,10 @@
-"""Lives of a run: worlds of the real trainer, forked from a server that has everything imported, and killed at will.
+"""Lives of a run: worlds of the real trainer, forked from a server and killed at will.
 
 A start by torchrun costs ten seconds of imports; a life costs one or two. What torchrun does for a job is done here:
 the job's store outlives its ranks, and when one rank has ended badly the others are ended as well.
 """
 
 import json
-import multiprocessing as mp
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from multiprocessing import forkserver
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ from parallel.world import distributed
 from tests.harness.compare import tensor_errors
 from tests.harness.layouts import STAGES
 from tests.harness.runs import data_config, model_config
+from tests.harness.server import fork_context
 from tests.prove.planting import replace_name
 from train import step as train_steps
 from train.checkpoint.load import find_commit, read_tensors
 from train.config import CheckpointConfig, InitConfig, LogConfig, OptimizerConfig, RunConfig, StageConfig
+from train.ending import conclude
 from train.faults import MENDABLE
 from train.resolve import from_yaml, to_yaml
 from train.trainer import Trainer
@@ -82,11 +83,10 @@ def run_config(
 
 
 class Nursery:
-    """Starts lives. One server for all of them; close it."""
+    """Starts lives, from tests/harness/server.py."""
 
     def __init__(self) -> None:
-        self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context = fork_context()
         self._count = 0
 
     def live(
@@ -99,6 +99,7 @@ class Nursery:
         until: Callable[[], bool] | None = None,
         plant: str | None = None,
         resume: bool | None = None,
+        others_get: signal.Signals = signal.SIGKILL,
     ) -> Life:
         """One start of a run, from its checkpoints if it has any, until all its processes have gone.
 
@@ -107,6 +108,7 @@ class Nursery:
             until: asked again and again; once it says so every process gets SIGKILL.
             plant: a defect that every process plants in itself first.
             resume: None is whether there is a checkpoint in the run's folder.
+            others_get: once one process has ended badly. torchrun sends SIGTERM, and they have seconds of things to say.
         """
         self._count += 1
         said = Path(run.run_dir).with_name(f"{Path(run.run_dir).name}.said.{self._count}")
@@ -121,25 +123,28 @@ class Nursery:
         for rank in ranks:
             rank.start()
         try:
-            codes = _await(ranks, until)
+            codes = _await(ranks, until, others_get)
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.join()
         return Life(codes=codes, said=said.read_text(errors="replace") if said.exists() else "")
 
-    def close(self) -> None:
-        """End the server."""
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
-
-def _await(ranks: Sequence[ForkServerProcess], until: Callable[[], bool] | None) -> tuple[int | None, ...]:
-    began = time.monotonic()
+def _await(
+    ranks: Sequence[ForkServerProcess], until: Callable[[], bool] | None, others_get: signal.Signals
+) -> tuple[int | None, ...]:
+    began, told = time.monotonic(), False
     while any(rank.is_alive() for rank in ranks) and time.monotonic() - began < LONGEST:
         time.sleep(0.01)
-        if (until is not None and until()) or any(rank.exitcode for rank in ranks):
+        if until is not None and until():
             for rank in ranks:
                 rank.kill()
+        if not told and any(rank.exitcode for rank in ranks):
+            told = True
+            for rank in ranks:
+                if rank.is_alive() and rank.pid is not None:
+                    os.kill(rank.pid, others_get)
     return tuple(rank.exitcode for rank in ranks)
 
 
@@ -153,6 +158,7 @@ def _live(
     before: Callable[..., object] | None,
     given: tuple[Any, ...],
 ) -> None:
+    os.setsid()  # as torchrun does, so that what ends a rank ends its decoders
     with open(said, "ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -174,7 +180,7 @@ def _live(
         before(rank, *given)
     run = from_yaml(recipe)
     with (
-        Watch(run.parallel, run.run_dir, MENDABLE) as watch,
+        Watch(run.parallel, run.run_dir, MENDABLE, partial(conclude, run.run_dir)) as watch,
         distributed(run.parallel, run.seed) as groups,
         watch.telling(),
     ):

@@ -28,7 +28,7 @@ from tests.harness.faulty import Fault
 from tests.harness.layouts import MODEL, STAGES
 from train.checkpoint.load import find_commit, read_tensors
 from train.config import CheckpointConfig, InitConfig, LogConfig, OptimizerConfig, RunConfig, StageConfig
-from train.resolve import to_yaml
+from train.resolve import from_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
@@ -76,6 +76,10 @@ class Recipe:
     name: str
     processes: int
 
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
 
 def write_recipe(
     folder: Path, data: Path, stage: str, parallel: ParallelConfig, processes: int, precision: str = "fp32"
@@ -103,6 +107,11 @@ def write_recipe(
     name = f"{stage}_{precision}"
     (folder / f"{name}.yaml").write_text(to_yaml(run))
     return Recipe(folder=folder, name=name, processes=processes)
+
+
+def read_recipe(recipe: Recipe) -> RunConfig:
+    """What the launch script will read."""
+    return from_yaml(recipe.path.read_text())
 
 
 def launch(

@@ -20,10 +20,10 @@ from tests.data.conftest import clip_bytes, make_samples
 from tests.harness.delivered import Delivered, compare_delivered, due_rows
 from tests.harness.oss_cases import ALWAYS
 from tests.harness.oss_service import OssService, oss_service
-from tests.harness.runs import Recipe, RunDifference, compare_runs, launch, make_data, write_recipe
+from tests.harness.runs import Recipe, RunDifference, compare_runs, launch, make_data, read_recipe, write_recipe
 from tests.harness.saboteur import Orders
 from train.config import RunConfig
-from train.resolve import from_yaml, to_yaml
+from train.resolve import to_yaml
 
 SAMPLES = 200
 """A fifth of them with a clip of its own; it takes nine steps until one is read again, and comes from the cache."""
@@ -136,11 +136,6 @@ def _agreed_frames(clip: bytes) -> bytes:
     return one.tobytes()
 
 
-def read_recipe(recipe: Recipe) -> RunConfig:
-    """What the launch script will read."""
-    return from_yaml(_path(recipe).read_text())
-
-
 def to_oss(recipe: Recipe, run: RunConfig, data: Path, folder: Path, service: OssService, limits: str) -> None:
     """Put the shards into a bucket, index them there, and have the recipe read them by that index, etags included."""
     oss = OssConfig(
@@ -154,7 +149,7 @@ def to_oss(recipe: Recipe, run: RunConfig, data: Path, folder: Path, service: Os
     assert len(index) == SAMPLES and all(shard.etag for shard in index.shards)
     (source,) = run.data.sources
     remote = replace(source, path=address, index=str(folder / "index"))
-    _path(recipe).write_text(to_yaml(replace(run, data=replace(run.data, sources=(remote,), oss=oss))))
+    recipe.path.write_text(to_yaml(replace(run, data=replace(run.data, sources=(remote,), oss=oss))))
 
 
 def _launch(recipe: Recipe, folder: Path, name: str, plant: str | None, *overrides: str) -> None:
@@ -188,7 +183,3 @@ def _last_line(path: Path) -> dict[str, Any]:
 
 def _seen(folder: Path, name: str) -> Path:
     return folder / f"{name}_seen"
-
-
-def _path(recipe: Recipe) -> Path:
-    return recipe.folder / f"{recipe.name}.yaml"

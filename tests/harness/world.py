@@ -1,4 +1,4 @@
-"""Worlds of gloo processes on loopback. Importing the stack costs seconds a process, so one world runs many tasks."""
+"""Worlds of gloo processes on loopback. Joining one costs a second or two, so one world runs many tasks."""
 
 import faulthandler
 import gc
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+from tests.harness.server import fork_context
 
 
 class WorldFailure(AssertionError):
@@ -26,7 +26,7 @@ class World:
     def __init__(self, size: int) -> None:
         self.size = size
         self._stacks = f"/tmp/triptych-stacks-{os.getpid()}-{size}"
-        context = mp.get_context("spawn")
+        context = fork_context()
         port = _free_port()
         self._pipes: list[Connection] = []
         self._processes = []

@@ -10,6 +10,7 @@ from tests.harness.compare import Record
 from tests.harness.layouts import train_on_layout
 from tests.harness.lives import Nursery
 from tests.harness.runs import make_data
+from tests.harness.server import end_server
 from tests.harness.world import World, WorldFailure
 from tests.prove.measures import planted
 
@@ -55,9 +56,7 @@ class Worlds:
         for world in self._open.values():
             world.close()
         self._open.clear()
-        if self._nursery is not None:
-            self._nursery.close()
-            self._nursery = None
+        end_server()
 
 
 class Context:

@@ -16,12 +16,10 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def context() -> Iterator[Context]:
-    worlds = Worlds()
+def context(worlds: Worlds) -> Iterator[Context]:
     made = Context(worlds, plant=None)
     yield made
     made.close()
-    worlds.close()
 
 
 @pytest.mark.parametrize("key", CASES)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.before import export_start
+from launch.resume import plan_resume
 from model.hf_read import open_hf
 from model.part_folder import open_language
 from parallel.config import ParallelConfig
@@ -25,11 +26,13 @@ from tests.harness.part_folders import (
     qwen2_vl_folder,
     started,
 )
-from tests.harness.runs import VOCABULARY, launch, make_data, model_config, resume, write_recipe
+from tests.harness.run_faults import well
+from tests.harness.runs import VOCABULARY, make_data, model_config, read_recipe, write_recipe
 from tests.prove.context import LAYOUTS, Worlds
 from train.checkpoint.load import find_commit, read_tensors
 from train.config import InitConfig
 from train.first_weights import REPORT, collapse, lines
+from train.ready import file_faults
 from train.resolve import compose
 from train.sources import part_sources, parts_by_source
 
@@ -136,28 +139,35 @@ def test_a_language_folder_that_does_not_fit_is_refused_with_numbers_and_cure(tm
         open_language(tmp_path, MODEL)
 
 
-def test_a_run_from_parts_is_told_once_and_goes_on(tmp_path: Path) -> None:
-    """On two processes by the launch script: stage 1 from parts, stopped, resumed, then a second stage from it."""
+def test_a_run_from_parts_is_told_once_and_goes_on(tmp_path: Path, worlds: Worlds) -> None:
+    """On two processes: stage 1 from parts, stopped, resumed, then a second stage from it."""
     make_clip(tmp_path / "clip")
     make_qwen2(tmp_path / "qwen", replace(MODEL.language, vocab_size=VOCABULARY))
     recipe = write_recipe(tmp_path / "recipe", make_data(tmp_path / "data"), "stage1", ParallelConfig(tensor=2), 2)
-    init = [f"init.language={tmp_path / 'qwen'}", f"init.vision={tmp_path / 'clip'}"]
+    init = InitConfig(language=str(tmp_path / "qwen"), vision=str(tmp_path / "clip"))
     run = tmp_path / "run"
-    launch(recipe, run, *init, "stop_after_steps=2")
+    told = replace(read_recipe(recipe), run_dir=str(run), init=init, stop_after_steps=2)
+    assert file_faults(told) == []
+    well(worlds.nursery.live(told, 2))
     file = run / REPORT
     written, text = file.stat().st_mtime_ns, file.read_text()
     vision = json.loads(text)["sources"][0]
     assert vision["differs"] == ["layer_norm_eps is 1e-05 there and 1e-06 here"]
     (tmp_path / "clip").rename(tmp_path / "gone")  # a run that goes on needs its folders no more
     (tmp_path / "qwen").rename(tmp_path / "qwen gone")
-    resume(recipe, run)
+    again = plan_resume(run, processes=2).run
+    assert file_faults(again) == []
+    well(worlds.nursery.live(again, 2))
     assert (file.stat().st_mtime_ns, file.read_text()) == (written, text)
 
     # What stage 1 froze is still the folder's; the next stage says where it comes from.
     reader = read_tensors(find_commit(run).path)
     frozen = open_hf(tmp_path / "qwen gone", model_config(), ["language"])
     assert all(torch.equal(reader.read(name), frozen.read(name)) for name in frozen.names())
-    launch(recipe, tmp_path / "next", f"init.from_run={run}", "init.fresh=[merger]", "stop_after_steps=1")
+    init = InitConfig(from_run=str(run), fresh=("merger",))
+    after = replace(told, run_dir=str(tmp_path / "next"), init=init, stop_after_steps=1)
+    assert file_faults(after) == []
+    well(worlds.nursery.live(after, 2))
     first, fresh = json.loads((tmp_path / "next" / REPORT).read_text())["sources"]
     assert (first["source"], first["where"]) == ("from_run", str(run)) and first["checkpoint"].startswith(
         "step_00000005"

@@ -1,27 +1,32 @@
-"""The launch script, torchrun and the trainer: a run that lost its last steps ends as one that never did."""
+"""A run that lost its last steps ends as one that never did. By the launch script: tests/train/test_signals.py."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.resume import plan_resume
 from parallel.config import ParallelConfig
-from tests.harness.runs import STEPS, compare_runs, launch, make_data, resume, write_recipe
+from tests.harness.run_faults import well
+from tests.harness.runs import STEPS, compare_runs, make_data, read_recipe, write_recipe
+from tests.prove.context import Worlds
 from train.checkpoint.commits import attempts
 
 
-@pytest.mark.timeout(300)
-def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(tmp_path: Path, worlds: Worlds) -> None:
     data = make_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "recipe", data, "stage2", ParallelConfig(), processes=2)
     straight, lost = tmp_path / "straight", tmp_path / "lost"
-    launch(recipe, straight, "checkpoint.every_steps=3", timeout=140.0)
+    whole = read_recipe(recipe)
+    saved = replace(whole.checkpoint, every_steps=3)
+    well(worlds.nursery.live(replace(whole, run_dir=str(straight), checkpoint=saved), 2))
     assert [attempt.step for attempt in attempts(straight)] == [STEPS, 3]
 
     shutil.copytree(straight, lost)
     shutil.rmtree(attempts(lost)[0].path)
-    resume(recipe, lost, timeout=140.0)
+    well(worlds.nursery.live(plan_resume(lost, processes=2).run, 2))
     difference = compare_runs(straight, lost)
     assert difference.tensors > 200 and difference.steps == STEPS
     assert difference.weights == difference.state == difference.rows == difference.curves == 0, difference

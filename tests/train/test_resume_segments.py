@@ -1,4 +1,4 @@
-"""`triptych resume --allow` through the launch script and the trainer: other sources, another batch, another world."""
+"""`triptych resume --allow`, once through the launch script, and the trainer: other sources, another batch, another world."""
 
 import json
 import shutil
@@ -15,9 +15,12 @@ from data.formats.shards import write_shards
 from data.index.build import build_index
 from data.plan.order import samples_at
 from data.plan.used import used_from_dict
+from launch.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.data.conftest import clip_bytes, make_samples
-from tests.harness.runs import STEPS, launch, make_data, resume, write_recipe
+from tests.harness.run_faults import well
+from tests.harness.runs import STEPS, make_data, read_recipe, resume, write_recipe
+from tests.prove.context import Worlds
 from train.checkpoint.load import find_commit
 from train.segments import planned_step
 
@@ -28,22 +31,23 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.timeout(900)  # of seconds on a host that has nothing else to do
-def test_a_run_goes_on_with_other_data_and_loses_no_sample(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # of seconds on a host that has nothing else to do
+def test_a_run_goes_on_with_other_data_and_loses_no_sample(tmp_path: Path, worlds: Worlds) -> None:
     """Another mixture, window and batch; on one process as before, and on two that do not divide the three rows."""
     data = make_data(tmp_path / "data", SIZES["mixed"])
     write_shards(data / "more", "more", make_samples(SIZES["more"], clip_bytes()), samples_per_shard=12)
     build_index(data / "more", load_tokenizer(data / "tokenizer"))
     one = write_recipe(tmp_path / "recipe", data, "stage2", ParallelConfig(), processes=1)
     run_dir, alone = tmp_path / "run", tmp_path / "alone"
-    launch(one, run_dir, "stop_after_steps=2", timeout=280.0)
+    well(worlds.nursery.live(replace(read_recipe(one), run_dir=str(run_dir), stop_after_steps=2), 1))
     shutil.copytree(run_dir, alone)
     before = find_commit(alone).path
     mixture = f"data.sources=[{{name: more, path: {data / 'more'}}}, {{name: mixed, path: {data / 'mixed'}}}]"
     asked = (mixture, "data.window=12", "data.rows_per_step=3")
-    allow = [word for key in ("sources", "window", "rows_per_step") for word in ("--allow", f"data.{key}")]
-    for recipe, folder in ((replace(one, processes=2), run_dir), (one, alone)):
-        resume(recipe, folder, *allow, *asked, timeout=280.0)
+    allow = [f"data.{key}" for key in ("sources", "window", "rows_per_step")]
+    options = [word for key in allow for word in ("--allow", key)]
+    resume(replace(one, processes=2), run_dir, *options, *asked, timeout=280.0)
+    well(worlds.nursery.live(plan_resume(alone, asked, allow=allow, processes=1).run, 1))
 
     commit = find_commit(run_dir)
     assert [segment["first_step"] for segment in commit.state["segments"]] == [1, 3]
