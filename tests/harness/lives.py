@@ -26,7 +26,7 @@ from parallel.world import distributed
 from tests.harness.compare import tensor_errors
 from tests.harness.layouts import STAGES
 from tests.harness.runs import data_config, model_config
-from tests.harness.server import fork_context
+from tests.harness.server import forget_the_server, fork_context
 from tests.prove.planting import replace_name
 from train import step as train_steps
 from train.checkpoint.load import find_commit, read_tensors
@@ -108,7 +108,7 @@ class Nursery:
             until: asked again and again; once it says so every process gets SIGKILL.
             plant: a defect that every process plants in itself first.
             resume: None is whether there is a checkpoint in the run's folder.
-            others_get: once one process has ended badly. torchrun sends SIGTERM, and they have seconds of things to say.
+            others_get: once one process has ended badly. torchrun sends SIGTERM, and what they say then takes seconds.
         """
         self._count += 1
         said = Path(run.run_dir).with_name(f"{Path(run.run_dir).name}.said.{self._count}")
@@ -158,6 +158,7 @@ def _live(
     before: Callable[..., object] | None,
     given: tuple[Any, ...],
 ) -> None:
+    forget_the_server()
     os.setsid()  # as torchrun does, so that what ends a rank ends its decoders
     with open(said, "ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):

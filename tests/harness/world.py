@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.harness.server import fork_context
+from tests.harness.server import forget_the_server, fork_context
 
 
 class WorldFailure(AssertionError):
@@ -86,6 +86,7 @@ def _free_port() -> int:
 
 
 def _serve(rank: int, size: int, port: int, pipe: Connection, stacks: str) -> None:
+    forget_the_server()
     with open(f"{stacks}-{rank}", "w") as file:
         faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
         os.environ |= {

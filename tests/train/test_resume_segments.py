@@ -1,4 +1,4 @@
-"""`triptych resume --allow`, once through the launch script, and the trainer: other sources, another batch, another world."""
+"""`triptych resume --allow`, once through the launch script: other sources, another batch, another world."""
 
 import json
 import shutil
