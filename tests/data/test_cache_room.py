@@ -249,6 +249,6 @@ def test_a_stopped_evictor_does_not_stop_the_others(tmp_path: Path, monkeypatch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         start_time = time.monotonic()
         put(cache, 0)
-        assert time.monotonic() - start_time < 2 and cache.counters.bypassed == 1
+        assert time.monotonic() - start_time < 10 and cache.counters.bypassed == 1
     put(cache, 0)
     assert cache.get(key_of(0)) is not None

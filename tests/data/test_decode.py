@@ -147,7 +147,7 @@ def test_a_clip_that_no_decoder_ends_costs_one_deadline_ever(tmp_path: Path, chi
         ):
             ask(decoder, clip, 0, 11)
         seconds = time.monotonic() - start
-        assert seconds < 0.5 if again else 1.0 <= seconds < 4
+        assert seconds < 1.0 if again else 1.0 <= seconds < 10
         decoder.close()
     assert len((tmp_path / "asked").read_text().split()) == 2
 

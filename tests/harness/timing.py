@@ -1,4 +1,5 @@
-"""Two ways of doing a step, timed in turn in one world: on a shared host only their ratio means something."""
+"""Two ways of doing a step, counted, and timed in turn in one world: on a shared host only the ratio of their times
+means something, and over a second or so not even that."""
 
 import gc
 import statistics
@@ -16,13 +17,14 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from data.loading.rows import ReadStats
 from data.plan.plan import StepPlan
 from data.types import PackedRow
-from model import balance
+from model import balance, flops
 from model.config import LanguageConfig, ModelConfig, VisionConfig
-from model.flops import Work, part_flops, row_work
+from model.flops import part_flops, row_work
 from model.placement import language_split
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
+from tests.harness import counting
 from tests.harness.layouts import STAGES, Stage, start
 from tests.harness.rows import sized_row
 from train.batches import Announced, Batches
@@ -67,6 +69,8 @@ _GRIDS = [(1, rows, rows + more) for rows in range(2, 60, 2) for more in (0, 2)]
 class Timing:
     """Seconds of each pair of calls, first and second way."""
 
+    work: tuple[counting.Work, counting.Work]
+    """Of one call of each."""
     wall: list[tuple[float, float]]
     """From when all ranks have come to when all are done."""
     busy: list[tuple[float, float]]
@@ -87,10 +91,18 @@ def busiest_ratio(timings: list[Timing]) -> float:
     return second / first
 
 
-def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: int, warmup: int = 1) -> Timing:
-    """Call both `pairs` times on every rank; which goes first changes from pair to pair."""
+def busiest_work(timings: list[Timing]) -> float:
+    """The same of FLOPs, which are what they are on any host."""
+    first, second = (max(timing.work[way].flops for timing in timings) for way in (0, 1))
+    return second / first
+
+
+def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Timing:
+    """Call both once to count what they do; if there are pairs, once more, and then `pairs` times to be timed. Which
+    goes first changes from pair to pair."""
+    work = counting.count(first), counting.count(second)
     wall, busy = [], []
-    for number in range(-warmup, pairs):
+    for number in range(-1, pairs) if pairs else ():
         seconds = [(0.0, 0.0), (0.0, 0.0)]
         for way in (0, 1) if number % 2 else (1, 0):
             gc.collect()  # neither way pays for what the other left behind
@@ -103,7 +115,7 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: in
         if number >= 0:
             wall.append((seconds[0][0], seconds[1][0]))
             busy.append((seconds[0][1], seconds[1][1]))
-    return Timing(wall=wall, busy=busy)
+    return Timing(work=work, wall=wall, busy=busy)
 
 
 class Known:
@@ -162,7 +174,7 @@ def time_handshake(pipeline: int, stage: str, pairs: int) -> Handshake:
     parallel = ParallelConfig(pipeline=pipeline)
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         asked, announced = (
-            Repeated(SMALL, parallel, stage, groups, rows, pairs + 1, known=known) for known in (True, False)
+            Repeated(SMALL, parallel, stage, groups, rows, pairs + 2, known=known) for known in (True, False)
         )
         communicator = asked.made.parts.schedule._communicator
         exchange = P2PCommunicator._communicate_shapes.__get__(communicator)
@@ -218,14 +230,14 @@ def time_chunks(stage: str, pairs: int) -> Timing:
 
 def _in_turn_on(first: ParallelConfig, second: ParallelConfig, stage: str, rows: list[PackedRow], pairs: int) -> Timing:
     with model_parallel(first, pick_device(), seed=0) as groups:
-        ways = [Repeated(TIMED, parallel, stage, groups, rows, pairs + 1) for parallel in (first, second)]
+        ways = [Repeated(TIMED, parallel, stage, groups, rows, pairs + 2) for parallel in (first, second)]
         timing = in_turn(ways[0].step, ways[1].step, pairs)
         for way in ways:
             way.made.optimizer.close()
     return timing
 
 
-def mixture(stage: str, vision: float, microbatches: int = 8) -> tuple[list[PackedRow], Work]:
+def mixture(stage: str, vision: float, microbatches: int = 8) -> tuple[list[PackedRow], flops.Work]:
     """Rows of one picture and some text each, with pictures of the size that brings the vision tower nearest to the
     given share of the FLOPs of `stage`."""
     vocab_size, generator = TIMED.language.vocab_size, np.random.default_rng(0)
@@ -236,12 +248,12 @@ def mixture(stage: str, vision: float, microbatches: int = 8) -> tuple[list[Pack
     return rows, works[grid]
 
 
-def vision_share(stage: str, work: Work) -> float:
+def vision_share(stage: str, work: flops.Work) -> float:
     """Of the vision tower in the FLOPs of a step."""
     parts = part_flops(TIMED, STAGES[stage], work)
     return parts["vision"] / sum(parts.values())
 
 
-def _work(grid: tuple[int, int, int]) -> Work:
+def _work(grid: tuple[int, int, int]) -> flops.Work:
     visual = grid[1] * grid[2] // 4
-    return sum((row_work([visual + text], [grid], text) for text in _TEXTS), Work())
+    return sum((row_work([visual + text], [grid], text) for text in _TEXTS), flops.Work())

@@ -10,7 +10,7 @@ from tests.prove.context import LAYOUTS, Context
 RANKS = 2
 KILLS = 50
 DAMAGES = 100
-SHORT_STEPS, SHORT_KILLS = 30, 4
+SHORT_STEPS, SHORT_KILLS = 20, 3
 """For the sample in the tests, and for plants."""
 
 
