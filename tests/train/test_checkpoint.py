@@ -1,13 +1,13 @@
 """Commits: whole or refused, and the same bits on every layout. One world of four processes runs the layout cases."""
 
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.prove.context import Worlds
 from tests.train.toy_layouts import STATE, Layout, ToyRank, differing, layouts, one, save, shapes, truth
 from train.checkpoint import disk
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
@@ -104,27 +104,18 @@ CASES = (
 )
 
 
-def _world(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD)} | {WORLD: dist.group.WORLD}
-    for case in CASES:
-        case(rank, Path(folder), groups)
-        dist.barrier()
-        (Path(folder) / f"{case.__name__}.{rank}").touch()
-    dist.destroy_process_group()
+def in_world(case: Callable[..., None], run: Path) -> None:
+    groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD)}
+    case(dist.get_rank(), run, groups | {WORLD: dist.group.WORLD})
+    dist.barrier()
+    for group in groups.values():
+        if group != dist.GroupMember.NON_GROUP_MEMBER:
+            dist.destroy_process_group(group)
 
 
-@pytest.mark.timeout(200)
-def test_world_of_four(tmp_path: Path) -> None:
-    mp.spawn(_world, args=(str(tmp_path),), nprocs=WORLD)
-    assert all((tmp_path / f"{case.__name__}.{rank}").exists() for case in CASES for rank in range(WORLD))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_world_of_four(case: Callable[..., None], worlds: Worlds, tmp_path: Path) -> None:
+    worlds.run(WORLD, in_world, case=case, run=tmp_path)
 
 
 # --- one process, without torch.distributed -----------------------------------------------------------------------

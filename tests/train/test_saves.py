@@ -6,15 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.prove.context import Worlds
 from tests.train.toy_layouts import Layout, ToyRank, differing, one, truth
 from train.checkpoint import commits, disk, entries
 from train.checkpoint.entries import Writer
@@ -255,19 +254,11 @@ def shares_are_even(rank: int, folder: Path) -> None:
 CASES = (a_rank_that_hangs_is_given_up_by_all, shares_are_even)
 
 
-def _world(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    for case in CASES:
-        case(rank, Path(folder))
-        dist.barrier()
-        (Path(folder) / f"{case.__name__}.{rank}").touch()
-    dist.destroy_process_group()
+def in_world(case: Callable[..., None], folder: Path) -> None:
+    case(dist.get_rank(), folder)
+    dist.barrier()
 
 
-@pytest.mark.timeout(120)
-def test_world_of_two(tmp_path: Path) -> None:
-    mp.spawn(_world, args=(str(tmp_path),), nprocs=2)
-    assert all((tmp_path / f"{case.__name__}.{rank}").exists() for case in CASES for rank in range(2))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_world_of_two(case: Callable[..., None], worlds: Worlds, tmp_path: Path) -> None:
+    worlds.run(2, in_world, case=case, folder=tmp_path)
