@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.harness.faulty import Fault, lurk
 from tests.harness.lives import Nursery
-from tests.harness.runs import IMPATIENT_SECONDS, Recipe, _marked, _start, _wait_for
+from tests.harness.runs import IMPATIENT_SECONDS, Ended, Recipe, _marked, _start, _wait_for
 from train.config import RunConfig
 from train.ending import Ending, read_ending
 
@@ -117,6 +117,22 @@ def ask_life(nursery: Nursery, run: RunConfig, processes: int, request: Request,
     (code,) = set(life.codes)
     assert code is not None, life.said[-4000:]
     return Asked(output=life.said, code=code, seconds=seconds, left_over=left_over, ending=read_ending(run.run_dir))
+
+
+def fail_life(nursery: Nursery, run: RunConfig, processes: int, fault: Fault) -> Ended:
+    """As `fail` of tests/harness/runs.py, of a start without torchrun; its code is that of the first rank."""
+    mark = uuid.uuid4().hex
+    notes = Path(f"{run.run_dir}.{mark}")
+    notes.mkdir(parents=True)
+    moment = notes / "moment"
+    given = (replace(fault, moment=str(moment)), str(notes), mark)
+    life = nursery.live(run, processes, before=_lie_in_wait, given=given, others_get=signal.SIGTERM)
+    ended, left_over = time.time(), _marked(mark)
+    for pid in left_over:
+        os.kill(pid, signal.SIGKILL)
+    assert moment.exists(), f"the fault never came: {life.said[-4000:]}"
+    assert life.codes[0] is not None, life.said[-4000:]
+    return Ended(output=life.said, code=life.codes[0], seconds=ended - float(moment.read_text()), left_over=left_over)
 
 
 def _lie_in_wait(rank: int, fault: Fault, notes: str, mark: str) -> None:

@@ -62,6 +62,12 @@ def watch_trainer(orders: Orders, plant: str) -> None:
     replace_name(pool, "start_child", through_here)
 
 
+def watch_life(rank: int, orders: Orders, plant: str, environment: dict[str, str]) -> None:
+    """The same of a rank that was forked, from a server that does not know these variables."""
+    os.environ |= environment
+    watch_trainer(orders, plant)
+
+
 def fail_worker(orders: Orders) -> None:
     """Lie in wait in a worker: rank 0's for itself, the others' for their decoders, so that neither hides the other."""
     from data.index.file import Index

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from data.visual.decode_child import DecordReader, PyAvReader
 from parallel.config import ParallelConfig
 from tests.data.conftest import clip_bytes, make_samples
 from tests.harness.delivered import Delivered, compare_delivered, due_rows
+from tests.harness.lives import Nursery
 from tests.harness.oss_cases import ALWAYS
 from tests.harness.oss_service import OssService, oss_service
+from tests.harness.run_faults import well
 from tests.harness.runs import Recipe, RunDifference, compare_runs, launch, make_data, read_recipe, write_recipe
-from tests.harness.saboteur import Orders
+from tests.harness.saboteur import Orders, watch_life
 from train.config import RunConfig
-from train.resolve import to_yaml
+from train.resolve import compose, to_yaml
 
 SAMPLES = 200
 """A fifth of them with a clip of its own; it takes nine steps until one is read again, and comes from the cache."""
@@ -72,6 +76,7 @@ def whole_way(
     processes: int,
     plant: str | None = None,
     runs: Sequence[str] = RUNS,
+    nursery: Nursery | None = None,
 ) -> WholeWay:
     """Train stage 2 three times: from a folder, from `oss://` with a cold decode cache, and with a warm one.
 
@@ -81,6 +86,7 @@ def whole_way(
         parallel: has to leave two replicas, as a worker of one is killed and a decoder of the other hangs.
         plant: a defect of all trainers and workers.
         runs: the first two of RUNS, or all.
+        nursery: forks the runs, which else the launch script starts.
     """
     data = make_data(folder / "data", samples=own_samples())
     recipe = write_recipe(folder / "recipe", data, "stage2", parallel, processes)
@@ -92,13 +98,14 @@ def whole_way(
         "data.video.timeout_seconds=5",
         "parallel.timeout_seconds=600",  # four trainers, workers and decoders start on what may be two busy cores
     )
-    _launch(recipe, folder, "folder", plant, *common)
+    start = partial(_start, recipe, folder, plant, nursery)
+    start("folder", *common)
     with oss_service() as (service, limits):
         to_oss(recipe, run, data, folder, service, limits)
         service.throttle(requests=60, burst_seconds=0.05)
         service.plan(*FAULTS)
         for name in runs[1:]:
-            _launch(recipe, folder, name, plant, *common, f"data.video.cache_dir={folder / 'cache'}")
+            start(name, *common, f"data.video.cache_dir={folder / 'cache'}")
         counts = service.counts
     quarantines = [path for name in runs for path in (folder / name).glob("quarantine_*.jsonl")]
     return WholeWay(
@@ -152,9 +159,18 @@ def to_oss(recipe: Recipe, run: RunConfig, data: Path, folder: Path, service: Os
     recipe.path.write_text(to_yaml(replace(run, data=replace(run.data, sources=(remote,), oss=oss))))
 
 
-def _launch(recipe: Recipe, folder: Path, name: str, plant: str | None, *overrides: str) -> None:
+def _start(
+    recipe: Recipe, folder: Path, plant: str | None, nursery: Nursery | None, name: str, *overrides: str
+) -> None:
     _seen(folder, name).mkdir()
     orders = Orders(folder=str(_seen(folder, name)), strike=name == "cold")
+    if nursery is not None:
+        overrides = (*overrides, f"run_dir={folder / name}")
+        run = compose(recipe.name, overrides, folder=recipe.folder, world_size=recipe.processes)
+        keys = {name: value for name, value in os.environ.items() if name.startswith("OSS_")}
+        given = (orders, plant or "-", keys)
+        well(nursery.live(run, recipe.processes, before=watch_life, given=given, plant=plant))
+        return
     interpreter = f"-m tests.harness.saboteur '{orders.to_json()}' {plant or '-'}"
     launch(recipe, folder / name, *overrides, interpreter=interpreter, timeout=600.0)
 

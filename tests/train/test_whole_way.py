@@ -9,11 +9,12 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.harness.whole_way import whole_way
+from tests.prove.context import Worlds
 
 
 @pytest.mark.timeout(400)
-def test_a_run_from_storage_that_fails_is_the_run_from_a_folder_bit_for_bit(tmp_path: Path) -> None:
-    found = whole_way(tmp_path, 6, ParallelConfig(), processes=2, runs=("folder", "cold"))
+def test_a_run_from_storage_that_fails_is_the_run_from_a_folder_bit_for_bit(tmp_path: Path, worlds: Worlds) -> None:
+    found = whole_way(tmp_path, 6, ParallelConfig(), processes=2, runs=("folder", "cold"), nursery=worlds.nursery)
     for name, delivered in found.delivered.items():
         assert delivered.samples > 60
         assert delivered.lost == delivered.repeated == delivered.differing == 0, (name, delivered)
