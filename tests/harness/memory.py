@@ -54,10 +54,10 @@ def _status(field: str) -> int:
 
 def touched_pages(path: str | Path) -> int:
     """Bytes of mapped pages of one file that this process has touched since it mapped them."""
-    total, inside = 0, False
+    total, inside, name = 0, False, f" {Path(path).resolve()}"
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = line.endswith(f" {Path(path).resolve()}")
+        if not line[0].isupper():  # a mapping's addresses; its fields follow
+            inside = line.endswith(name)
         elif inside and line.startswith("Rss:"):
             total += int(line.split()[1]) * 1024
     return total

@@ -76,7 +76,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while (job := self.job(number)).get("JobState") not in states:
             assert time.monotonic() < deadline, job
-            time.sleep(0.5)
+            time.sleep(0.1)
         return job
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Cluster:
         while not there():
             logs = "".join(path.read_text()[-1500:] for path in sorted(self.folder.glob("*.log")))
             assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s\n{logs}"
-            time.sleep(0.5)
+            time.sleep(0.1)
 
     def _conf(self, ports: list[int]) -> str:
         folder, host = self.folder, socket.gethostname().split(".")[0]

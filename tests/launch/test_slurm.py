@@ -6,14 +6,17 @@ apt-get install slurmctld slurmd slurm-client munge; python -m pytest -m slurm
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from parallel.config import ParallelConfig
-from tests.harness.runs import ROOT, make_data
+from tests.harness.run_faults import well
+from tests.harness.runs import ROOT, make_data, read_recipe
 from tests.harness.slurm import Cluster, cluster, missing
 from tests.harness.stopped import recipe_of, warned_job
+from tests.prove.context import Worlds
 
 pytestmark = [
     pytest.mark.slurm,
@@ -28,8 +31,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(1200)
-def test_a_job_that_is_warned_goes_back_in_the_queue_and_on_to_its_end(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_is_warned_goes_back_in_the_queue_and_on_to_its_end(
+    slurm: Cluster, tmp_path: Path, worlds: Worlds
+) -> None:
     recipe = recipe_of(tmp_path, make_data(tmp_path / "data"), ParallelConfig())
+    well(worlds.nursery.live(replace(read_recipe(recipe), run_dir=str(tmp_path / "straight")), 2))
     found = warned_job(slurm, recipe, tmp_path / "straight", tmp_path, sys.executable)
     assert not found.wrong and not found.left_over, found
     difference = found.difference
