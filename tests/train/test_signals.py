@@ -82,7 +82,7 @@ def test_a_step_that_never_ends_is_dropped_and_the_one_before_is_gone_on_from(
     grace = replace(whole.checkpoint, grace_seconds=6.0)
     run = replace(whole, run_dir=str(tmp_path / "run"), checkpoint=grace)
     asked = ask_life(worlds.nursery, run, 2, Request(signal=signal.SIGTERM, to="0"), stuck)
-    assert asked.code == AGAIN and not asked.left_over and 2 < asked.seconds < 40, asked.output
+    assert asked.code == AGAIN and not asked.left_over and 2 < asked.seconds < 100, asked.output
     assert asked.ending is not None and (asked.ending.verdict, asked.ending.step) == ("again", 2)
     assert "step 2 is saved in" in asked.ending.reason and asked.ending.commit in asked.output
     well(worlds.nursery.live(plan_resume(Path(run.run_dir), processes=2).run, 2))
@@ -95,6 +95,6 @@ def test_a_second_signal_ends_the_run_at_once(data: Path, tmp_path: Path) -> Non
     request = Request(signal=signal.SIGTERM, to="torchrun", times=2)
     stuck = in_step(2, microbatches=2, rank=0, kind="sleep")
     asked = ask(recipe, tmp_path / "run", request, stuck, "checkpoint.grace_seconds=200", timeout=200.0)
-    assert asked.code == AGAIN and not asked.left_over and asked.seconds < 30, asked.output
+    assert asked.code == AGAIN and not asked.left_over and asked.seconds < 100, asked.output
     assert "ended as SIGTERM asked, at step 2" in asked.output
     assert asked.ending is not None and (asked.ending.verdict, asked.ending.commit) == ("again", None)
