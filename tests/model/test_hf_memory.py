@@ -57,9 +57,9 @@ def test_the_measures_see_what_they_are_for(folder: Path, worlds: Worlds) -> Non
 
 def test_export_holds_a_shard_not_the_model(folder: Path, worlds: Worlds) -> None:
     tokenizer = folder.parent / "tokenizer"
-    # Of two: a process that has run other tests may import, or get back from its allocator, something at the first.
+    # Of three: a process that has run other tests may import, or get back from its allocator, something at the first.
     costs = [
-        worlds.run(1, export_cost, folder=folder, tokenizer=tokenizer, config=MIDDLE, shards=4)[0] for _ in range(2)
+        worlds.run(1, export_cost, folder=folder, tokenizer=tokenizer, config=MIDDLE, shards=4)[0] for _ in range(3)
     ]
     cost = min(costs, key=lambda cost: cost.growth)
     assert cost.growth < 0.8 * cost.model
