@@ -19,9 +19,9 @@ from launch.benchmark import prepared
 from parallel.collectives import any_of
 from parallel.groups import Groups
 from parallel.world import distributed
+from train.checkpoint.contents import Outcome
 from train.checkpoint.entries import writer_of
 from train.checkpoint.run import RunCheckpoints
-from train.checkpoint.save import Outcome
 from train.config import RunConfig
 from train.resolve import compose
 from train.state import TrainState

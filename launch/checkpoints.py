@@ -14,6 +14,7 @@ from train.checkpoint.commits import (
     Attempt,
     attempts,
     listed_files,
+    mark_damaged,
     mark_verified,
     open_commit,
     problems,
@@ -26,6 +27,9 @@ from train.ready import check_run_folder
 from train.resolve import to_yaml
 
 log = logging.getLogger(__name__)
+
+
+UNFINISHED = "never finished: the save is under way, or was cut off"
 
 
 def listed(run_dir: str | Path) -> Report:
@@ -87,18 +91,28 @@ def shown(where: str | Path) -> Report:
 
 
 def verified(where: str | Path) -> Report:
-    """Read every byte of every checkpoint at `where`, and where digests hold every tensor (launch/repair.py)."""
-    good, lines, data = True, [], []
-    for attempt in attempts(where):
+    """Read every byte of every finished checkpoint at `where`, and where digests hold every tensor (launch/repair.py).
+
+    Unfinished ones are named: a run that trains may have one under way. The report is good if one is finished and none
+    of these damaged.
+    """
+    found_attempts = attempts(where)
+    good, lines, data = any(attempt.sealed for attempt in found_attempts), [], []
+    for attempt in found_attempts:
+        if not attempt.sealed:
+            lines.append(f"{attempt.path.name}  {UNFINISHED}")
+            data.append({"name": attempt.path.name, "finished": False, "problems": [], "faults": []})
+            continue
         wrong = problems(attempt.path)
         found = [] if wrong else faults(open_commit(attempt.path))
-        if not wrong and not found:
-            mark_verified(attempt.path)
+        (mark_damaged if wrong or found else mark_verified)(attempt.path)
         good = good and not wrong and not found
         said = f"every digest holds, {_in_order(found)}"
         lines += [f"{attempt.path.name}  {'; '.join(wrong) or said}", *(f"  {fault.line}" for fault in found)]
-        data.append({"name": attempt.path.name, "problems": wrong, "faults": [fault.line for fault in found]})
-    return Report(lines=lines or [f"{where} has no checkpoint"], data=data, good=good and bool(lines))
+        data.append(
+            {"name": attempt.path.name, "finished": True, "problems": wrong, "faults": [fault.line for fault in found]}
+        )
+    return Report(lines=lines or [f"{where} has no checkpoint"], data=data, good=good)
 
 
 def _in_order(found: Sequence[Fault]) -> str:

@@ -27,7 +27,8 @@ class Ending:
     verdict: Word
     """Asked to end before the stage was over, so start it again; the stage or `stop_after_steps` reached; a fault."""
     step: int
-    """Steps of the stage that were finished. The commit may be of an earlier one."""
+    """Steps of the stage that were finished. The commit may be of an earlier one. A start that failed before its first
+    step, be it of a run that was to go on, has that of the commit."""
     commit: str | None
     """Folder of the newest sealed checkpoint, None if there is none."""
     reason: str
@@ -38,8 +39,9 @@ class Ending:
 def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> None:
     """Write the file, by rename; raises OSError. To be called by one process, when there is nothing more to save."""
     folder = Path(run_dir)
-    newest = next((attempt.path.name for attempt in attempts(folder) if attempt.sealed), None)
-    ending = Ending(verdict=verdict, step=step, commit=newest, reason=reason, when=now())
+    newest = next((attempt for attempt in attempts(folder) if attempt.sealed), None)
+    commit, at_least = (newest.path.name, newest.step) if newest is not None else (None, 0)
+    ending = Ending(verdict=verdict, step=step or at_least, commit=commit, reason=reason, when=now())
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{VERDICT}.{os.getpid()}"
     with partial.open("w") as file:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 MOST_BYTES = 64 << 20
@@ -13,13 +14,15 @@ MOST_BYTES = 64 << 20
 class Lines:
     """A file that lines are added to, as far as the disk takes them."""
 
-    def __init__(self, path: Path, kept: Iterable[str]) -> None:
-        """`kept` are the lines that it begins with, in the place of what was there. Raises OSError."""
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(path)  # in one step: a disk that is full now must not cost what was there
+    def __init__(self, path: Path, kept: Iterable[str] | None = None) -> None:
+        """`kept` are the lines that it begins with, in the place of what was there. Raises OSError. None: what was
+        there stays, and there is no file before the first line."""
+        if kept is not None:
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(kept), encoding="utf-8")
+            part.replace(path)  # in one step: a disk that is full now must not cost what was there
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._file: BinaryIO | None = None
         self._waiting = bytearray()
         self._is_told = False
 
@@ -28,7 +31,11 @@ class Lines:
         if len(self._waiting) < MOST_BYTES:
             self._waiting += line.encode()
         try:
+            if self._file is None and self._waiting:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("ab", buffering=0)
             while self._waiting:
+                assert self._file is not None
                 del self._waiting[: os.write(self._file.fileno(), self._waiting)]
             self._is_told = False
         except OSError as error:
@@ -41,4 +48,5 @@ class Lines:
         self.write("")
         if self._waiting:
             log.warning("%s lacks its last %d bytes", self._path, len(self._waiting))
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

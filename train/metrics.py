@@ -12,7 +12,7 @@ from typing import Any
 
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
-from train.checkpoint.save import Outcome
+from train.checkpoint.contents import Outcome
 from train.checkpoint.uploads import Upload
 from train.config import RunConfig
 from train.lines import Lines

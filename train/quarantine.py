@@ -1,31 +1,31 @@
 """Samples that could not be used: a list for each replica in the run folder, and what a checkpoint has of them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.commits import QUARANTINE, Commit
+from train.lines import Lines
 
 
-def keeper(run_dir: str | Path, dp_rank: int) -> Callable[[dict[str, Any]], None]:
-    """Appends a record to this replica's list."""
-    path = _path(run_dir, dp_rank)
+class Quarantine:
+    """This replica's list, which begins with what is in its file."""
 
-    def keep(record: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    def __init__(self, run_dir: str | Path, dp_rank: int) -> None:
+        path = _path(run_dir, dp_rank)
+        # A host that was lost may leave half a line at the end.
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}\n")]
+        self._lines = Lines(path)
 
-    return keep
+    def keep(self, record: dict[str, Any]) -> None:
+        """Add a record; a disk that does not take it is told of, and ends nothing."""
+        self.records.append(record)
+        self._lines.write(json.dumps(record) + "\n")
 
-
-def records(run_dir: str | Path, dp_rank: int) -> list[dict[str, Any]]:
-    """This replica's list as it is now."""
-    path = _path(run_dir, dp_rank)
-    # A host that was lost may leave half a line at the end.
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    def close(self) -> None:
+        """Write what the disk has not taken so far, if it does now."""
+        self._lines.close()
 
 
 def go_on_from(run_dir: str | Path, commit: Commit | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,22 +20,24 @@ from parallel.schedule import Schedule
 from parallel.stop import Gathered
 from parallel.watch import Watch
 from parallel.world import peak_flops
-from train import quarantine
 from train.agreement import on_first_rank
 from train.balance import settled_parallel, split_line
 from train.batches import Batches, RowForm
 from train.checkpoint.commits import Commit
+from train.checkpoint.contents import Outcome
 from train.checkpoint.entries import writer_of
 from train.checkpoint.generators import set_states, states
 from train.checkpoint.load import load_optimizer
 from train.checkpoint.run import RunCheckpoints
-from train.checkpoint.save import Outcome
 from train.config import RunConfig
 from train.ending import clear_ending, write_ending
+from train.errors import CheckpointError
 from train.faults import sample_names
 from train.first_weights import first_weights
+from train.lock import RunLock
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
+from train.quarantine import Quarantine, go_on_from
 from train.rates import stage_progress
 from train.ready import open_sources
 from train.rescue import Finished, finished, save_finished
@@ -50,15 +52,18 @@ class Trainer:
     """Everything a stage needs on this rank. `fit` runs it to its end or to `stop_after_steps`."""
 
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
+        self.lock = RunLock(run.run_dir)
+        on_first_rank("locking the run's folder", self.lock.take, None)
         commit = commit_to_resume(run)
         self.id = run_id(run)
-        on_first_rank("going on with the list of bad samples", lambda: quarantine.go_on_from(run.run_dir, commit), None)
+        on_first_rank("going on with the list of bad samples", lambda: go_on_from(run.run_dir, commit), None)
         on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
         self.run = run
         self.groups = groups
         self.watch = watch
         self.stop = watch.stop
-        self.course, indexes, loader_from = _plan_data(run, groups, commit)
+        self.bad = Quarantine(run.run_dir, groups.dp_rank)
+        self.course, indexes, loader_from = _plan_data(run, groups, commit, self.bad)
         plan, cursor = self.course.plan, self.course.cursor
         watch.names = sample_names(plan, groups.dp_size)
         parallel = settled_parallel(run, plan, indexes)
@@ -97,6 +102,7 @@ class Trainer:
             resumed=commit,
             tell=self._saved,
             uploads=self.uploads,
+            seconds_left=lambda: self.stop.seconds_left,
         )
         set_states(commit, groups, run.seed, self.state.step)  # after all that may draw
         self.parts = StepParts(
@@ -124,19 +130,29 @@ class Trainer:
             ):
                 while not self._is_over() and not self.stop.agreed:
                     self._take_step()
-                saved = self.checkpoints.finish()
-            again = self.stop.agreed and not self._is_over()
-            where = f" is saved in {saved.path.name}" if saved is not None else " had been saved"
-            told = f"step {self.state.step}" + (where if again else " was the last")
+                saved = self._last_saved()
+            again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
+            told = f"step {self.state.step}{_where(saved) if again else ' was the last'}"
             if self.groups.rank == 0:  # whoever kills the run while uploads are waited for finds how it ended
                 write_ending(self.run.run_dir, "again" if again else "done", told, self.state.step)
             finish_uploads(self.run, self.uploads, self.metrics, self.stop)
         finally:
             self.batches.close()
+            self.bad.close()
             if self.metrics is not None:
                 self.metrics.close()
         if again:
             self.watch.stopped(told)
+
+    def _last_saved(self) -> Outcome | CheckpointError | None:
+        """What became of the last save. A failure is raised, unless the run has to end and there is a checkpoint that
+        its next start goes on from."""
+        try:
+            return self.checkpoints.finish()
+        except CheckpointError as fault:
+            if not self.stop.heard or self.checkpoints.newest is None:
+                raise
+            return fault
 
     def _take_step(self) -> None:
         cursor = self.batches.cursor
@@ -178,10 +194,15 @@ class Trainer:
         The state is copied here and written while training goes on.
         """
         self.watch.board.tell("save")
+        # The save before may still be under way. A request to end that comes meanwhile need not wait for it as well.
+        now = self._finished()
+        self.stop.begin(self.state.step + 1, now)
+        self.checkpoints.settle()
+        self.stop.thaw()
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
-        self.checkpoints.save(self.state.step, self._told()(), self._recipe(), self._records(), states(self.groups))
+        self.checkpoints.save(now.step, now.told(), self._recipe(), now.records, now.random)
 
     def _told(self) -> Callable[[], dict[str, Any]]:
         """Makes what state.json says of the run as it is now."""
@@ -203,14 +224,12 @@ class Trainer:
         """Without the segment that this start has begun: it is asked for anew or not at all."""
         return to_yaml(replace(self.run, new_segment=()))
 
-    def _records(self) -> Sequence[dict[str, Any]]:
-        return quarantine.records(self.run.run_dir, self.groups.dp_rank) if self.groups.is_reader else ()
-
     def _finished(self) -> Finished:
-        return finished(self.state.step, self._told(), states(self.groups), self.groups.device)
+        records = list(self.bad.records) if self.groups.is_reader else []
+        return finished(self.state.step, self._told(), states(self.groups), records, self.groups.device)
 
     def _rescue(self, state: Finished, gathered: Gathered) -> str:
-        return save_finished(state, gathered, self.checkpoints, self._recipe(), self._records(), self.groups.device)
+        return save_finished(state, gathered, self.checkpoints, self._recipe(), self.groups.device)
 
     def _saved(self, outcome: Outcome) -> None:
         if outcome.fault is None:
@@ -226,16 +245,21 @@ class Trainer:
             self.metrics.record_save(outcome)
 
 
+def _where(saved: Outcome | CheckpointError | None) -> str:
+    if isinstance(saved, CheckpointError):
+        return f" could not be saved: {saved}"
+    return f" is saved in {saved.path.name}" if saved is not None else " had been saved"
+
+
 def _plan_data(
-    run: RunConfig, groups: Groups, commit: Commit | None
+    run: RunConfig, groups: Groups, commit: Commit | None, bad: Quarantine
 ) -> tuple[Course, list[SourceIndex], Callable[[Cursor], Loader]]:
     """Plan and indexes, which every rank follows, and how to start the loader, which only readers do."""
     tokenizer, indexes = open_sources(run)
     data = course(run.data, indexes, commit.state if commit else None, run.new_segment)
 
     def loader_from(cursor: Cursor) -> Loader:
-        bad = quarantine.keeper(run.run_dir, groups.dp_rank)
         readers = open_readers(run.data, tokenizer, indexes)
-        return Loader(run.data, data.plan, readers, groups.dp_rank, groups.dp_size, cursor, bad)
+        return Loader(run.data, data.plan, readers, groups.dp_rank, groups.dp_size, cursor, bad.keep)
 
     return data, indexes, loader_from

@@ -36,11 +36,14 @@ def run_id(run: RunConfig) -> str:
 
 
 def open_uploads(run: RunConfig, rank: int, resumed: Commit | None) -> Uploads | None:
-    """The uploads of rank 0, if the recipe asks for any; with what an earlier start may have left to upload."""
+    """The uploads of rank 0, if the recipe asks for any; with what an earlier start may have left to upload. All ranks
+    call it. Raises CheckpointError."""
     remote = remote_of(run)
-    if remote is None or rank != 0:
+    if remote is None:
         return None
-    remote.write_note(Path(run.run_dir))
+    on_first_rank("noting where checkpoints are uploaded to", lambda: remote.write_note(Path(run.run_dir)), None)
+    if rank != 0:
+        return None
     uploads = Uploads(
         remote,
         bytes_per_second=run.checkpoint.upload_bytes_per_second,

@@ -39,13 +39,13 @@ def well(life: Life) -> Life:
 
 
 def fault_run(run_dir: Path, data: Path) -> RunConfig:
-    """DP2, stage 2, saved after each of three steps, one commit kept; limits as short as a busy host allows,
-    because hangs are waited for."""
+    """DP2, stage 2, saved after each of three steps, one commit kept; short limits, because hangs are waited for. As in
+    the defaults, a save may take longer than the watch lets a rank wait for another."""
     run = run_config(run_dir, data, "stage2", ParallelConfig(), steps=FAULT_STEPS)
     return replace(
         run,
-        checkpoint=replace(run.checkpoint, keep=1, commit_seconds=4.0),
-        parallel=replace(run.parallel, timeout_seconds=15.0),
+        checkpoint=replace(run.checkpoint, keep=1, commit_seconds=6.0),
+        parallel=replace(run.parallel, timeout_seconds=8.0),
     )
 
 
@@ -66,7 +66,8 @@ class Struck:
     """What became of the life that was struck, and where the next went on."""
     unlike: int
     """Tensors and steps that are not bit for bit those of the undisturbed run; 1 more for each thing wrong with the
-    newest commit, and for a save that could not write a file and was not said to have failed."""
+    newest commit, for a save that could not write a file and was not said to have failed, and for a thread that hung
+    and ended the job."""
     came: bool
     """The fault was met."""
 
@@ -81,6 +82,8 @@ def struck_run(
         raise LifeFailure(f"no end after {LONGEST} s\n{life.said[-4000:]}")
     found = find_commit(run.run_dir, tell=lambda _: None)
     wrong = len(commits.problems(found.path)) + (life.ended_well and not _told(run, place))
+    hung = kind == "hang" and place not in save_faults.IN_MAIN_THREAD
+    wrong += hung and not life.ended_well and "still hang in the save before" not in life.said
     if life.ended_well:
         outcome = "the run went on to its end"
     else:

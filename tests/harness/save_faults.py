@@ -22,9 +22,11 @@ from train.checkpoint.commits import TENSORS
 from train.checkpoint.generators import state_file
 
 KINDS = ("SIGKILL", "disk full", "I/O error", "hang")
+IN_MAIN_THREAD = ("agree", "copy")
+"""Places where a hang is one of the main thread, which ends the job."""
 STRUCK_STEP = 2
 """Whose save is struck: there is one before it to go on from, and there are steps after it."""
-AFTER_SEAL = ("fsync the folder, time 2", "prune", "fsync PRUNED", "fsync the folder, time 3", "await verdict")
+AFTER_SEAL = ("fsync the folder, time 2", "prune", "fsync PRUNED", "fsync the folder, time 3")
 """Places after COMMIT has its name: an error there changes nothing about it."""
 _STRUCK_BLOCK = 2
 _FOREVER = 3600.0
@@ -36,7 +38,7 @@ def places(rank: int, ranks: int) -> tuple[str, ...]:
     files = [*(f"{part}.{rank:05d}{TENSORS}" for part in _PARTS), state_file(rank)]
     tensors = [f"{do} {file}" for file in files for do in ("write", "fsync")]
     if rank:
-        return ("agree", "copy", "await ready", *tensors, "await verdict")
+        return ("agree", "copy", "await ready", *tensors)
     texts = [
         f"{do} {name}"
         for name in ("state.json", "recipe.yaml", "quarantine.jsonl", "files.json", "COMMIT.part")
@@ -49,7 +51,7 @@ def places(rank: int, ranks: int) -> tuple[str, ...]:
         *(f"await wrote/{other}" for other in range(ranks)),
         *texts,
         *("fsync the folder", "rename to COMMIT", "fsync the folder, time 2"),
-        *("prune", "fsync PRUNED", "fsync the folder, time 3", "await verdict"),
+        *("prune", "fsync PRUNED", "fsync the folder, time 3"),
     )
 
 

@@ -67,6 +67,27 @@ def test_a_list_says_what_each_is_without_reading_tensors(tmp_path: Path, capsys
     assert lines[0].split()[:3] == ["checkpoint", "step", "stage"] and "damaged: files.json does not have" in lines[1]
 
 
+def test_what_is_found_damaged_is_no_longer_called_verified(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_trained(run, 1, torch.float32)
+    assert data_of(capsys, "verify", run.run_dir)[0] == 0
+    assert data_of(capsys, "list", run.run_dir)[1][0]["verified"].startswith("20")
+    file = next(path.glob("optimizer.*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert data_of(capsys, "verify", run.run_dir)[0] == 1
+    assert data_of(capsys, "list", run.run_dir)[1][0]["verified"] == "not since"
+
+
+def test_a_save_under_way_is_no_damage(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    under_way = commits.attempt_path(run.run_dir, 2, "00000000")
+    under_way.mkdir(parents=True)
+    assert data_of(capsys, "verify", run.run_dir)[0] == 1, "nothing is finished"
+    save_trained(run, 1, torch.float32)
+    status, rows = data_of(capsys, "verify", run.run_dir)
+    assert status == 0 and [(row["finished"], row["problems"]) for row in rows] == [(False, []), (True, [])]
+    assert end("checkpoint", "verify", run.run_dir) == 0
+    assert f"{under_way.name}  never finished: the save is under way" in capsys.readouterr().out
+
+
 def test_a_difference_is_told_tensor_by_tensor(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (
         save_trained(run, 1, torch.float32),

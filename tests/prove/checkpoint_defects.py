@@ -90,13 +90,17 @@ def faults_kept_to_oneself() -> Mend:
 
 
 def waits_without_end() -> Mend:
-    """Ranks wait for each other's writing as long as it takes."""
-    from train.checkpoint import save
+    """A rank waits for its own thread to write, as long as that takes."""
+    from train.checkpoint.save import Saver
 
-    def make(awaited: Any) -> Any:
-        return lambda keys, key, deadline, late: awaited(keys, key, float("inf"), late)
+    def make(poll: Any) -> Any:
+        def planted(self: Any) -> None:
+            if self._current is not None and self._current.written.is_set():
+                poll(self)
 
-    return replace_name(save, "_awaited", make)
+        return planted
+
+    return replace_name(Saver, "poll", make)
 
 
 def frozen_written_again() -> Mend:

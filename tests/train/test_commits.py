@@ -113,6 +113,18 @@ def test_saving_a_step_twice_leaves_both_whole(tmp_path: Path) -> None:
     assert find_commit(tmp_path).path == second
 
 
+def test_a_run_that_was_copied_has_the_same_newest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for hour in (1, 2, 3):
+        monkeypatch.setattr(commits, "now", lambda hour=hour: f"2026-11-22T0{hour}:00:00Z")
+        paths.append(save(one().fill(), tmp_path, 5))
+    for path, time in zip(paths, (3, 1, 2), strict=True):
+        os.utime(path / commits.COMMIT, (time, time))
+    assert [attempt.path for attempt in commits.attempts(tmp_path)] == paths[::-1]
+    (paths[1] / "state.json").write_text("[]")  # what says nothing comes last
+    assert [attempt.path for attempt in commits.attempts(tmp_path)] == [paths[2], paths[0], paths[1]]
+
+
 FOLDER = "step_00000001.00000000"
 
 

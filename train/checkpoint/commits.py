@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def step_of(name: str) -> int | None:
 
 
 def attempts(where: str | Path) -> list[Attempt]:
-    """Every checkpoint folder of a run, newest first: by step, then by the time of its seal.
+    """Every checkpoint folder of a run, newest first: by step, then by when it was saved, as state.json says.
+
+    The time of its seal, which is another one once a run was copied, decides where that says nothing.
 
     `where` may be one checkpoint folder itself, which is then the only one.
     """
@@ -101,10 +104,24 @@ def attempts(where: str | Path) -> list[Attempt]:
     found = []
     for path in [where] if _NAME.fullmatch(where.name) else (where / "checkpoints").glob("step_*"):
         if (match := _NAME.fullmatch(path.name)) and not (path / PRUNED).exists():
-            seal = path / COMMIT
-            order = (int(match[1]), seal.stat().st_mtime_ns if seal.exists() else 0, path.name)
-            found.append((order, Attempt(path=path, step=int(match[1]), sealed=seal.exists())))
-    return [attempt for _, attempt in sorted(found, key=lambda pair: pair[0], reverse=True)]
+            found.append(Attempt(path=path, step=int(match[1]), sealed=(path / COMMIT).exists()))
+    steps = Counter(attempt.step for attempt in found)
+
+    def order(attempt: Attempt) -> tuple[int, str, int, str]:
+        saved_at, sealed = _times(attempt) if steps[attempt.step] > 1 else ("", 0)
+        return attempt.step, saved_at, sealed, attempt.path.name
+
+    return sorted(found, key=order, reverse=True)
+
+
+def _times(attempt: Attempt) -> tuple[str, int]:
+    """(when it was saved, by its state.json, and when it was sealed, by the file system); nothing where none says."""
+    with contextlib.suppress(OSError, ValueError):
+        if attempt.sealed:
+            told = json.loads((attempt.path / STATE).read_bytes())
+            saved_at = told.get("saved_at", "") if isinstance(told, dict) else ""
+            return str(saved_at), (attempt.path / COMMIT).stat().st_mtime_ns
+    return "", 0
 
 
 def seal(path: Path, files: Mapping[str, FileEntry]) -> None:
@@ -220,6 +237,12 @@ def mark_verified(path: Path) -> None:
     """Note that every byte of a sealed checkpoint was just found to be as written; not where nothing can be written."""
     with contextlib.suppress(OSError):
         (path / VERIFIED).write_text(f"{now()}\n", encoding="ascii")
+
+
+def mark_damaged(path: Path) -> None:
+    """Take such a note back."""
+    with contextlib.suppress(OSError):
+        (path / VERIFIED).unlink()
 
 
 def verified_at(path: Path) -> str | None:

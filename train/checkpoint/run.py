@@ -1,6 +1,7 @@
 """What a run puts into its checkpoints: which files, and which of them have not changed."""
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from train.agreement import rank_in, summed_over
 from train.checkpoint import commits, pruning
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
+from train.checkpoint.contents import Contents, Outcome
 from train.checkpoint.entries import (
     ALONE,
     MODEL_PARTS,
@@ -24,7 +26,7 @@ from train.checkpoint.entries import (
 )
 from train.checkpoint.generators import state_file
 from train.checkpoint.host import Aside
-from train.checkpoint.save import Contents, Outcome, Saver
+from train.checkpoint.save import Saver
 from train.checkpoint.uploads import Uploads
 from train.errors import CheckpointError
 
@@ -98,6 +100,7 @@ class RunCheckpoints:
         resumed: Commit | None = None,
         tell: Callable[[Outcome], None] = lambda _: None,
         uploads: Uploads | None = None,
+        seconds_left: Callable[[], float] = lambda: math.inf,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         """Args:
@@ -112,6 +115,7 @@ class RunCheckpoints:
         resumed: the checkpoint that `parameters` were just loaded from.
         tell: hears what became of each save, in the main thread.
         uploads: is offered each sealed checkpoint; on rank 0.
+        seconds_left: to a run that was asked to end; no save waits longer for the one before.
         group: the ranks that save together; None is the world.
         """
         self._parameters, self._boxes, self._optimizer = parameters, boxes, optimizer
@@ -122,7 +126,14 @@ class RunCheckpoints:
         self._newest: int | None = None
         self._uploads = uploads
         self._run_dir, self._keep, self._keep_every = Path(run_dir), keep, keep_every
-        self._saver = Saver(run_dir, commit_seconds=commit_seconds, tell=self._heard, tidy=self._sealed, group=group)
+        self._saver = Saver(
+            run_dir,
+            commit_seconds=commit_seconds,
+            tell=self._heard,
+            tidy=self._sealed,
+            seconds_left=seconds_left,
+            group=group,
+        )
         self._stamps = {part: self._stamp(part) for part in self._frozen}
         self._known: dict[str, dict[str, FileEntry]] = {}
         """On rank 0, the files of frozen parts as they were written last."""
@@ -152,10 +163,11 @@ class RunCheckpoints:
         """
         self._saver.save(lambda: self._contents(step, told, recipe, records, random, aside), aside)
 
-    def has(self, step: int) -> bool:
-        """Whether the newest checkpoint, written now or gone on from, is sealed and of `step`; alike on every rank
-        once `finish` or a failure of it has been told."""
-        return self._newest == step
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest sealed checkpoint, written now or gone on from, None if there is none; alike on every
+        rank after `settle` or `finish`."""
+        return self._newest
 
     def _contents(
         self,
@@ -196,11 +208,13 @@ class RunCheckpoints:
         """Tell what became of the save under way, if that is known."""
         self._saver.poll()
 
+    def settle(self) -> None:
+        """Wait for the save under way, but no longer than the run has left, and tell what became of it."""
+        self._saver.settle()
+
     def finish(self) -> Outcome | None:
         """Wait for the last save, if there was one. Raises CheckpointError if it counts for nothing."""
         self._saver.finish()
-        if self._saver.is_busy:
-            raise CheckpointError("the last checkpoint hangs in its write")
         if self._last is not None and self._last.fault is not None:
             raise CheckpointError(f"{self._last.path.name} was not finished and counts for nothing: {self._last.fault}")
         return self._last

@@ -1,0 +1,62 @@
+"""One start of a run in its folder at a time."""
+
+import errno
+import fcntl
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.preflight import _file_faults
+from train.ending import read_ending, write_ending
+from train.lock import LOCK, RunLock, check_lock
+from train.resolve import compose
+
+HOLD = "import sys; from train.lock import RunLock; RunLock(sys.argv[1]).take(); print('taken', flush=True); input()"
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "taken\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_start_is_refused_as_long_as_the_first_lives(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(ValueError, match=rf"is being trained in by process {holder.pid} of .* since 2"):
+        RunLock(tmp_path).take()
+    with pytest.raises(ValueError, match="name another run_dir"):
+        check_lock(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / LOCK).read_text().startswith(f"process {holder.pid} "), "what a dead start leaves"
+    check_lock(tmp_path)  # blocks nobody
+    RunLock(tmp_path).take()
+
+
+def test_the_look_before_a_start_touches_nothing_of_who_trains(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    write_ending(tmp_path, "again", "of who trains", 3)
+    (fault,) = _file_faults(replace(compose("quickstart_stage2"), run_dir=str(tmp_path)))
+    assert f"by process {holder.pid} of" in fault and read_ending(tmp_path) is not None
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with caplog.at_level(logging.WARNING):
+        RunLock(tmp_path / "run").take()
+    assert "nothing keeps a second start out" in caplog.text
+
+
+def test_a_look_leaves_no_folder_behind(tmp_path: Path) -> None:
+    check_lock(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
