@@ -52,12 +52,8 @@ class Trainer:
     """Everything a stage needs on this rank. `fit` runs it to its end or to `stop_after_steps`."""
 
     def __init__(self, run: RunConfig, groups: Groups, watch: Watch) -> None:
-        self.lock = RunLock(run.run_dir)
-        on_first_rank("locking the run's folder", self.lock.take, None)
-        commit = commit_to_resume(run)
+        self.lock, commit = _begin(run)
         self.id = run_id(run)
-        on_first_rank("going on with the list of bad samples", lambda: go_on_from(run.run_dir, commit), None)
-        on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
         self.run = run
         self.groups = groups
         self.watch = watch
@@ -243,6 +239,16 @@ class Trainer:
             )
         if self.metrics is not None:
             self.metrics.record_save(outcome)
+
+
+def _begin(run: RunConfig) -> tuple[RunLock, Commit | None]:
+    """The run's folder for this start alone, as it was at the checkpoint that the run goes on from."""
+    lock = RunLock(run.run_dir)
+    on_first_rank("locking the run's folder", lock.take, None)
+    commit = commit_to_resume(run)
+    on_first_rank("going on with the list of bad samples", lambda: go_on_from(run.run_dir, commit), None)
+    on_first_rank("clearing the verdict", lambda: clear_ending(run.run_dir), None)
+    return lock, commit
 
 
 def _where(saved: Outcome | CheckpointError | None) -> str:

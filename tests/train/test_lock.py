@@ -16,7 +16,14 @@ from train.ending import read_ending, write_ending
 from train.lock import LOCK, RunLock, check_lock
 from train.resolve import compose
 
-HOLD = "import sys; from train.lock import RunLock; RunLock(sys.argv[1]).take(); print('taken', flush=True); input()"
+HOLD = """
+import sys
+from train.lock import RunLock
+lock = RunLock(sys.argv[1])
+lock.take()
+print("taken", flush=True)
+input()
+"""
 
 
 @pytest.fixture
