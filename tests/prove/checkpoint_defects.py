@@ -180,5 +180,5 @@ PLANTS = {
     "plan_left_over_forgotten": (left_over_forgotten, ("plan/epochs",)),
     "resume_first_slice_for_all": (first_slice_for_all, ("layout/stage2/tied/PP2 to TP2+SP", "chain")),
 }
-ENDING = {"save_pruned_before_the_seal", "save_waits_without_end", "save_early_seal"}
+ENDING = {"save_pruned_before_the_seal", "save_early_seal"}
 """Nothing is left to go on from, or nothing ends."""
