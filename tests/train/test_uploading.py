@@ -85,7 +85,7 @@ def test_the_verdict_is_there_while_uploads_are_waited_for(
     left: list[str] = []
     trainer.watch = SimpleNamespace(telling=nullcontext, stopped=left.append)
     trainer.checkpoints = SimpleNamespace(finish=lambda: None)
-    trainer.batches = SimpleNamespace(close=lambda: None)
+    trainer.batches = trainer.bad = SimpleNamespace(close=lambda: None)
     trainer.uploads = None
     trainer.fit()
     assert [(ending.verdict, ending.step) for ending in found] == [(verdict, 10)]
