@@ -136,7 +136,7 @@ def _at_places(meet: Callable[[str], object]) -> None:
     replace_name(save.Saver, "_write", in_writer)
     replace_name(save.Saver, "_agreed", before(lambda *_: "agree"))
     replace_name(host.HostCopies, "copied", before(lambda *_: "copy"))
-    replace_name(save, "_awaited", before(lambda keys, key, *_: f"await {key}"))
+    replace_name(save.Saver, "_awaited", before(lambda _self, keys, key, *_: f"await {key}"))
     replace_name(disk, "make_folder", before(lambda path: "make the folder"))
     replace_name(disk, "write_block", before(lambda number, _: f"write {_name(number)}"))
     replace_name(disk, "sync", before(lambda number: f"fsync {_name(number)}"))

@@ -40,6 +40,8 @@ from train.checkpoint.tensors import write_boxes
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
+_RANKS_AT_ONCE = 32
+"""That look at the store so often; of more each looks more rarely, as one thread of one node answers all of them."""
 _PATIENCE = 1.1
 """Of main threads, in times of what a save may take: the thread of rank 0 gives up before, and knows who is late."""
 
@@ -91,6 +93,7 @@ class Saver:
         self._tell = tell
         self._group = group
         self._rank, self._size = rank_in(group), size_of(group)
+        self._pause = _POLL_SECONDS * max(1.0, self._size / _RANKS_AT_ONCE)
         # Of this start of the run: folders and keys have names that no other start's have.
         self._token = on_first_rank("naming this start of the run", lambda: secrets.token_hex(3), group)
         base = distributed_c10d._get_default_store() if dist.is_initialized() else dist.HashStore()
@@ -166,7 +169,7 @@ class Saver:
                 self._claim(current, "it was still being written when the run had to end")
             self.poll()
             if self._current is not None:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(self._pause)
         self._waited += time.monotonic() - began
 
     def _agreed(self, contents: Contents, aside: Aside | None) -> tuple[int, int]:
@@ -206,7 +209,7 @@ class Saver:
         keys, deadline = save.keys, save.started + self._seconds
         if self._rank == 0:
             keys.set("ready", json.dumps(fault_of(lambda: self._begin(save))))
-        fault = _awaited(keys, "ready", deadline, "rank 0 did not make the folder")
+        fault = self._awaited(keys, "ready", deadline, "rank 0 did not make the folder")
         said: dict[str, Any] = {"fault": fault, "records": list(save.contents.records), "files": {}}
         if fault is None:
             said["fault"] = fault_of(lambda: said.update(files=self._write_files(save)))
@@ -236,7 +239,7 @@ class Saver:
         files, faults = dict(contents.kept), dict[str, list[int]]()
         records: list[Any] = []
         for rank in range(self._size):
-            said = _awaited(save.keys, f"wrote/{rank}", deadline, f"rank {rank} did not write its part")
+            said = self._awaited(save.keys, f"wrote/{rank}", deadline, f"rank {rank} did not write its part")
             if said["fault"] is not None:
                 faults.setdefault(said["fault"], []).append(rank)
             records += said["records"]
@@ -275,25 +278,20 @@ class Saver:
         while not save.keys.check(writers):
             if time.monotonic() - save.started > self._seconds:
                 return False
-            time.sleep(_POLL_SECONDS)
+            time.sleep(self._pause)
         return True
+
+    def _awaited(self, keys: dist.Store, key: str, deadline: float, late: str) -> Any:
+        """What a key holds once it is there. Asked again and again: a store that waits lets no other thread in."""
+        while not keys.check([key]):
+            if time.monotonic() > deadline or keys.check(["verdict"]):
+                raise TimeoutError(f"{late} in time")
+            time.sleep(self._pause)
+        return json.loads(keys.get(key))
 
 
 def _outcome(save: _Save, fault: str | None, seconds: float) -> Outcome:
+    step, stall = save.contents.step, save.stall_seconds
     return Outcome(
-        step=save.contents.step,
-        path=save.path,
-        fault=fault,
-        nbytes=save.nbytes,
-        stall_seconds=save.stall_seconds,
-        write_seconds=seconds,
+        step=step, path=save.path, fault=fault, nbytes=save.nbytes, stall_seconds=stall, write_seconds=seconds
     )
-
-
-def _awaited(keys: dist.Store, key: str, deadline: float, late: str) -> Any:
-    """What a key holds once it is there. Asked again and again: a store that waits lets no other thread in."""
-    while not keys.check([key]):
-        if time.monotonic() > deadline or keys.check(["verdict"]):
-            raise TimeoutError(f"{late} in time")
-        time.sleep(_POLL_SECONDS)
-    return json.loads(keys.get(key))
