@@ -23,7 +23,7 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class RunLock:
-    """Held from the call of `take` until `release`, or until the process ends."""
+    """Held from the call of `take` until the process ends."""
 
     def __init__(self, run_dir: str | Path) -> None:
         self._path = Path(run_dir) / LOCK
@@ -34,33 +34,37 @@ class RunLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Not truncated: who has it stands there. It goes with the process, and no child inherits it.
         file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = file.read(300).decode(errors="replace").strip()
-            file.close()
-            if error.errno in _HELD:
-                raise ValueError(
-                    f"{self._path.parent} is being trained in by {owner or 'another process'}; let that end first, or "
-                    f"name another run_dir. If its node was lost, delete {self._path}"
-                ) from None
-            log.warning("%s cannot be locked, so nothing keeps a second start out: %s", self._path, error)
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} of {socket.gethostname()} since {now()}\n".encode())
-        self._file = file
-
-    def release(self) -> None:
-        """Let the next one in."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+        if _locked(file, fcntl.LOCK_EX, self._path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {socket.gethostname()} since {now()}\n".encode())
+            self._file = file
 
 
 def check_lock(run_dir: str | Path) -> None:
-    """Raises ValueError if a process trains in the folder now. Leaves no folder behind that was not there."""
-    if (Path(run_dir) / LOCK).exists():
-        lock = RunLock(run_dir)
-        lock.take()
-        lock.release()
+    """Raises ValueError if a process trains in the folder now. Leaves nothing there that was not.
+
+    The lock is shared: at the start of a job of many nodes all of them look at once, and none may take another for a
+    run.
+    """
+    path = Path(run_dir) / LOCK
+    if path.exists():
+        with path.open("rb", buffering=0) as file:
+            _locked(file, fcntl.LOCK_SH, path)
+
+
+def _locked(file: BinaryIO, kind: int, path: Path) -> bool:
+    """Lock a file until it is closed; False where there are no locks. Raises ValueError, the file closed, if another
+    process keeps it out."""
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = file.read(300).decode(errors="replace").strip()
+        file.close()
+        if error.errno in _HELD:
+            raise ValueError(
+                f"{path.parent} is being trained in by {owner or 'another process'}; let that end first, or name "
+                f"another run_dir. If its node was lost, delete {path}"
+            ) from None
+        log.warning("%s cannot be locked, so nothing keeps a second start out: %s", path, error)
+        return False
+    return True

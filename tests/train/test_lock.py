@@ -26,6 +26,16 @@ input()
 """
 
 
+LOOK = """
+import fcntl, sys
+file = open(sys.argv[1] + "/lock", "rb")
+fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+print("looking", flush=True)
+input()
+"""
+"""As `check_lock`, but not over yet."""
+
+
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
@@ -47,6 +57,20 @@ def test_a_second_start_is_refused_as_long_as_the_first_lives(tmp_path: Path, ho
     assert (tmp_path / LOCK).read_text().startswith(f"process {holder.pid} "), "what a dead start leaves"
     check_lock(tmp_path)  # blocks nobody
     RunLock(tmp_path).take()
+
+
+def test_nodes_that_look_at_once_do_not_take_each_other_for_a_run(tmp_path: Path) -> None:
+    """All nodes of a job look before its one rank 0 takes the lock."""
+    (tmp_path / LOCK).write_text("process 1 of a start that is over\n")
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOOK, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "looking\n"
+        check_lock(tmp_path)
+    finally:
+        other.kill()
+        other.communicate()
 
 
 def test_the_look_before_a_start_touches_nothing_of_who_trains(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
