@@ -84,7 +84,7 @@ USER_CASES = {
     ),
     35: UserCase(
         told="a rank that waits so long that the others give up",
-        covered=("tests/train/test_faults.py::test_a_rank_that_dies_or_stalls_ends_the_job_and_is_named",),
+        covered=("tests/train/test_faults.py::test_a_rank_that_stalls_ends_the_job_and_is_named",),
     ),
     36: UserCase(
         told="a cache smaller than one item, or full",
