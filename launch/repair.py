@@ -24,6 +24,7 @@ from train.checkpoint.load import read_tensors
 from train.checkpoint.rewrite import rewrite_commit
 from train.checkpoint.tensors import TensorReader
 from train.errors import CheckpointError
+from train.lock import check_lock
 
 _BLOCK = 1 << 22
 """Elements that are compared at a time: what is computed beside a tensor stays small."""
@@ -83,7 +84,8 @@ def repair(where: str | Path) -> tuple[Path | None, list[str]]:
         The new checkpoint's folder, None if there is nothing to repair; and what was found or done, in lines.
 
     Raises:
-        ValueError: there is none, or it has faults that no master can mend: they are named, with what to do instead.
+        ValueError: there is none, or it has faults that no master can mend: they are named, with what to do instead; or
+            the run trains, which would prune what the new one refers to.
     """
     attempt, before = _newest(where)
     wrong = problems(attempt.path)
@@ -96,6 +98,7 @@ def repair(where: str | Path) -> tuple[Path | None, list[str]]:
     incurable = [fault.line for fault in found if not fault.curable]
     if incurable:
         raise ValueError(_refusal(attempt, before, incurable, "move it out of the run, and `triptych resume` goes on"))
+    check_lock(attempt.path.parent.parent)
     _check_space(attempt.path)
     reader, mended = read_tensors(attempt.path), {fault.tensor for fault in found}
 

@@ -10,6 +10,7 @@ from train.checkpoint.commits import RECIPE
 from train.checkpoint.load import find_commit
 from train.checkpoint.remote import Remote, fetch_newest, remote_of
 from train.checkpoint.upload import Job, run
+from train.lock import check_lock
 from train.resolve import compose
 
 _WAIT_SECONDS = 3600.0
@@ -33,8 +34,10 @@ def fetched(address: str, run_dir: Path, oss: OssConfig) -> Report:
 def uploaded(run_dir: Path) -> Report:
     """Upload the newest usable checkpoint of a run once, as its recipe says; the report is good if it is there now.
 
-    Raises ValueError if there is none, or its recipe uploads nothing.
+    Raises ValueError if there is none, its recipe uploads nothing, or the run trains, which then uploads by itself: two
+    at a time would take each other's for what the run has left behind.
     """
+    check_lock(run_dir)
     commit = find_commit(run_dir.resolve())
     recipe = compose(Path(RECIPE).stem, folder=commit.path)
     remote = remote_of(recipe)

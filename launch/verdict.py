@@ -9,19 +9,21 @@ from collections.abc import Sequence
 
 from launch.torchrun import recipe_of
 from train.ending import clear_ending, read_ending
+from train.lock import check_lock
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Exit 2 with the reason if there is no such recipe."""
+    """Exit 2 with the reason if there is no such recipe, or nothing to forget while a run trains."""
     words = [word for word in arguments if word != "--clear"]
     try:
         run = recipe_of(words)
+        if len(words) < len(arguments):
+            check_lock(run.run_dir)  # the verdict of who trains there is not ours to forget
+            clear_ending(run.run_dir)
+            return
     except ValueError as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(2) from None
-    if len(words) < len(arguments):
-        clear_ending(run.run_dir)
-        return
     ending = read_ending(run.run_dir)
     print(ending.verdict if ending is not None else "none")
 

@@ -53,7 +53,10 @@ def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> 
 
 def conclude(run_dir: str | Path, again: bool, reason: str, step: int) -> None:
     """For the watch, which ends a job that did not end by itself. Where nothing can be written there is no verdict, and
-    that reads as failed."""
+    that reads as failed. What this start has said once all was saved stands, whatever fails after it."""
+    said = read_ending(run_dir)
+    if said is not None and said.verdict != "failed" and not again:
+        return
     with suppress(OSError):
         write_ending(run_dir, "again" if again else "failed", reason, step)
 

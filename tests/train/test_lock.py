@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import verdict
 from launch.preflight import _file_faults
-from train.ending import read_ending, write_ending
+from launch.transfers import uploaded
+from train.ending import clear_ending, conclude, read_ending, write_ending
 from train.lock import LOCK, RunLock, check_lock
 from train.resolve import compose
 
@@ -77,6 +79,29 @@ def test_the_look_before_a_start_touches_nothing_of_who_trains(tmp_path: Path, h
     write_ending(tmp_path, "again", "of who trains", 3)
     (fault,) = _file_faults(replace(compose("quickstart_stage2"), run_dir=str(tmp_path)))
     assert f"by process {holder.pid} of" in fault and read_ending(tmp_path) is not None
+
+
+def test_what_would_cross_a_run_that_trains_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    write_ending(tmp_path, "done", "of who trains", 3)
+    with pytest.raises(ValueError, match=f"by process {holder.pid} of"):
+        uploaded(tmp_path)
+    with pytest.raises(SystemExit):
+        verdict.main(["--clear", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+    assert read_ending(tmp_path) is not None
+    holder.kill()
+    holder.wait()
+    verdict.main(["--clear", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+    assert read_ending(tmp_path) is None
+
+
+def test_a_fault_after_all_was_saved_leaves_the_verdict(tmp_path: Path) -> None:
+    """As where the disk takes no more lines of metrics, or a server of curves is gone."""
+    write_ending(tmp_path, "again", "step 3 is saved", 3)
+    conclude(tmp_path, False, "rank 0: OSError", 3)
+    assert (ending := read_ending(tmp_path)) is not None and ending.verdict == "again"
+    clear_ending(tmp_path)  # the next start
+    conclude(tmp_path, False, "rank 0: OSError", 3)
+    assert (ending := read_ending(tmp_path)) is not None and ending.verdict == "failed"
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(
