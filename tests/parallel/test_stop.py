@@ -162,7 +162,9 @@ def test_a_rank_that_cannot_finish_the_step_before_is_named() -> None:
         while job.updates[0] < 1:
             time.sleep(0.005)
         ask(job, 0)
-        assert all("rank 1 did not come to the end of step 1" in (text or "") for text in job.wait())
+        # Of step 0 where its thread had not begun the first one when `begin` was replaced.
+        told = job.wait()
+        assert all("rank 1 did not come to the end of step" in (text or "") for text in told), told
     finally:
         stop_module._LEAST_PATIENCE = stop_module_patience
 

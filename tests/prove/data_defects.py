@@ -1,5 +1,6 @@
 """Defects of rows, shards and checkpoints. Each breaks this process and returns how to mend it."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -116,34 +117,32 @@ def commit_digest_off() -> Mend:
 
 
 def early_seal() -> Mend:
-    """COMMIT is written before the files it vouches for."""
-    from train.checkpoint import commits
+    """COMMIT is written before the files with tensors, which it lists later."""
+    from train.checkpoint import commits, disk
+    from train.checkpoint.commits import COMMIT, FILES, RECIPE, STATE, FileEntry
     from train.checkpoint.save import Saver
 
-    def make(write: Any) -> Any:
+    def make_write(write: Any) -> Any:
         def planted(self: Any, save: Any) -> Any:
-            commits.seal(save.path, {})
+            if self._rank == 0:
+                digests = {name: disk.write(save.path / name, [b"{}"]) for name in (STATE, RECIPE)}
+                listed = {name: FileEntry(digest=digest, folder=save.path.name) for name, digest in digests.items()}
+                commits.seal(save.path, listed)
             return write(self, save)
 
         return planted
 
-    mends = seal_over(), replace_name(Saver, "_write_files", make)
-    return lambda: [mend() for mend in mends] and None
-
-
-def seal_over() -> Mend:
-    """A folder that is sealed may be sealed again."""
-    from train.checkpoint import commits
-
-    def make(seal: Any) -> Any:
-        def planted(path: Any, files: Any) -> None:
-            for name in (commits.FILES, commits.COMMIT):
-                (path / name).unlink(missing_ok=True)
-            seal(path, files)
+    def make_seal(seal: Any) -> Any:
+        def planted(self: Any, save: Any, deadline: float) -> None:
+            if json.loads(save.keys.get("wrote/0"))["fault"] is None:
+                for name in (STATE, RECIPE, FILES, COMMIT):
+                    (save.path / name).unlink()
+            seal(self, save, deadline)
 
         return planted
 
-    return replace_name(commits, "seal", make)
+    mends = replace_name(Saver, "_write_files", make_write), replace_name(Saver, "_seal", make_seal)
+    return lambda: [mend() for mend in mends] and None
 
 
 def padded_rows() -> Mend:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from tests.prove.data_defects import seal_over
 from tests.prove.planting import Mend, replace_name
 
 
@@ -109,17 +108,24 @@ def repaired_as_older() -> Mend:
 
 def repair_seals_early() -> Mend:
     """COMMIT is written before the tensors."""
-    from train.checkpoint import commits, rewrite
+    from train.checkpoint import commits, disk, rewrite
+    from train.checkpoint.commits import COMMIT, FILES, RECIPE, STATE, FileEntry
 
     def make(write: Any) -> Any:
         def planted(path: Any, *arguments: Any) -> Any:
-            commits.seal(path.parent, {})
-            return write(path, *arguments)
+            home = path.parent
+            # Of two checkpoints of one step the one that was saved later counts.
+            newest = b'{"saved_at": "2999-01-01T00:00:00Z", "repaired": []}'
+            digests = {name: disk.write(home / name, [newest]) for name in (STATE, RECIPE)}
+            commits.seal(home, {name: FileEntry(digest=each, folder=home.name) for name, each in digests.items()})
+            written = write(path, *arguments)
+            for name in (STATE, RECIPE, FILES, COMMIT):
+                (home / name).unlink()
+            return written
 
         return planted
 
-    mends = seal_over(), replace_name(rewrite, "write_whole", make)
-    return lambda: [mend() for mend in mends] and None
+    return replace_name(rewrite, "write_whole", make)
 
 
 def repair_holds_the_model() -> Mend:
