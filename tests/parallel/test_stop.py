@@ -154,17 +154,27 @@ def test_the_time_that_a_save_takes_is_kept_for_it() -> None:
 
 
 def test_a_rank_that_cannot_finish_the_step_before_is_named() -> None:
-    job = Job(2, pause=lambda rank, step: 60.0 if step == 2 else 0.0, grace=0.5)
+    began, replaced = threading.Event(), threading.Event()
+
+    def pause(rank: int, step: int) -> float:
+        if step == 1:
+            if rank == 1:
+                began.set()
+            replaced.wait(30)
+        return 60.0 if step == 2 else 0.0
+
+    job = Job(2, pause=pause, grace=0.5)
+    assert began.wait(30)
     job.stops[1].begin = lambda step, state: time.sleep(60.0 if step == 2 else 0.0)  # type: ignore[method-assign]
+    replaced.set()
     stop_module_patience = stop_module._LEAST_PATIENCE
     try:
         stop_module._LEAST_PATIENCE = 4.0
         while job.updates[0] < 1:
             time.sleep(0.005)
         ask(job, 0)
-        # Of step 0 where its thread had not begun the first one when `begin` was replaced.
         told = job.wait()
-        assert all("rank 1 did not come to the end of step" in (text or "") for text in told), told
+        assert all("rank 1 did not come to the end of step 1" in (text or "") for text in told), told
     finally:
         stop_module._LEAST_PATIENCE = stop_module_patience
 
