@@ -17,7 +17,6 @@ from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_weights import canonical_shape, hf_pieces
 from model.hf_write import write_hf
-from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
@@ -62,6 +61,18 @@ def write_large(folder: Path, tokenizer: Path, dtype: torch.dtype, config: Model
     )
 
 
+def _small(config: ModelConfig) -> ModelConfig:
+    """Of the same parts, and next to nothing in memory: what is imported at first use is 5 to 10 MB of code that no
+    shard has a part in, so each measure does the same to a small model first."""
+    language = replace(config.language, hidden_size=512, num_heads=4, num_kv_heads=4, ffn_size=64, vocab_size=601)
+    return replace(config, language=language)
+
+
+def _write_small(scratch: str, folder: Path, config: ModelConfig) -> Path:
+    """With the tokenizer that is in `folder`."""
+    return write_large(Path(scratch) / "small", folder, torch.float32, _small(config))
+
+
 @dataclass(kw_only=True)
 class ImportCost:
     """What one rank needed to build its share of a model and fill it from a folder. Bytes, unless said otherwise."""
@@ -88,10 +99,9 @@ def import_cost(parallel: ParallelConfig, folder: Path, config: ModelConfig, pre
     looking at the pages allocates."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with model_parallel(parallel, pick_device(), seed=0) as groups:
-        # What is imported at first use is 5 to 10 MB of code that no shard has a part in.
-        small = replace(config.language, ffn_size=64, vocab_size=64)
-        build_model(replace(config, language=small), parallel, groups, dtype, config.parts)
-        open_whole(folder, config, config.parts)
+        with tempfile.TemporaryDirectory() as scratch:
+            small = _small(config)
+            fill_from(build_model(small, parallel, groups, dtype, config.parts), _write_small(scratch, folder, config))
         with peak_memory() as peak:
             built = build_model(config, parallel, groups, dtype, config.parts)
             fill_from(built, folder)
@@ -135,6 +145,9 @@ def export_cost(folder: Path, tokenizer: Path, config: ModelConfig, shards: int 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         run = replace(composed, model=config, run_dir=f"{scratch}/run", data=data)
         import_hf(folder, run)
+        first = replace(run, model=_small(config), run_dir=f"{scratch}/first_run")
+        import_hf(_write_small(scratch, folder, config), first)
+        export(first.run_dir, f"{scratch}/first_hf")
         itemsize = 4 if TensorFolder(folder).dtype("model.norm.weight") == "F32" else 2
         sizes = [math.prod(canonical_shape(pieces)) * itemsize for pieces in hf_pieces(config).values()]
         with peak_memory() as peak:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_LARGE_BLOCK = 256 * 1024
 
 
 class CannotMeasure(RuntimeError):
@@ -27,14 +29,20 @@ def peak_memory() -> Iterator[Peak]:
     """Measure the growth of resident memory inside the block: VmHWM at its end over VmRSS at its start.
 
     Mapped file pages count while they are mapped, memory that was allocated and never written does not. Freed heap is
-    given back first, or it would be used again unseen.
+    given back first, or it would be used again unseen; and from then on this process gives back each large block as it
+    is freed. glibc would let its threshold rise to the largest block that was ever freed, up to 32 MiB, and keep what
+    is smaller: the figure would depend on what ran before.
+
+    What is done for the first time imports code and compiles it, which counts too: do it once before.
 
     Raises:
         CannotMeasure: /proc/self/clear_refs is not there or not writable (it is absent outside of Linux and read-only
             in some containers).
     """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    assert libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK), "glibc refused"
+    libc.malloc_trim(0)
     try:
         _CLEAR_REFS.write_text("5")  # sets VmHWM to VmRSS (proc(5))
     except OSError as error:
