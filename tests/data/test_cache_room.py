@@ -156,7 +156,7 @@ def test_eight_processes_and_kill_9(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_leaves_counts_until_it_is_swept(tmp_path: Path) -> None:
     process = start(killed_writer, tmp_path, FILE_BYTES)
-    process.join(30)
+    process.join(120)
     assert process.exitcode == -9
     assert used_bytes(tmp_path) == FILE_BYTES, "room was taken before the first byte"
     cache = DecodeCache(tmp_path, 10 * FILE_BYTES)
@@ -169,7 +169,7 @@ def test_a_writer_killed_as_its_file_is_there_is_counted(tmp_path: Path) -> None
     """It was not: a crowd that is killed often went over the bound, a file for each such death."""
     cache = DecodeCache(tmp_path, 3 * FILE_BYTES)
     process = start(killed_by_its_file, tmp_path, FILE_BYTES)
-    process.join(30)
+    process.join(120)
     assert process.exitcode == -9 and used_bytes(tmp_path) == FILE_BYTES
     put(cache, 1)
     put(cache, 2)
@@ -249,6 +249,6 @@ def test_a_stopped_evictor_does_not_stop_the_others(tmp_path: Path, monkeypatch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         start_time = time.monotonic()
         put(cache, 0)
-        assert time.monotonic() - start_time < 10 and cache.counters.bypassed == 1
+        assert time.monotonic() - start_time < 60 and cache.counters.bypassed == 1
     put(cache, 0)
     assert cache.get(key_of(0)) is not None

@@ -112,7 +112,8 @@ def test_one_decodes_and_the_others_wait(tmp_path: Path, clip: bytes, monkeypatc
 
     def slow(self: ClipDecoder, *arguments: object) -> object:
         decoded.append(1)
-        time.sleep(0.5)
+        while not sum(reader._cache.counters.waits for reader in readers):
+            time.sleep(0.01)
         return decode(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ClipDecoder, "decode", slow)

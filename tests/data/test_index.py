@@ -179,7 +179,7 @@ def children(module: str) -> list[int]:
 
 def test_readers_import_no_torch() -> None:
     code = "import sys, data.index.reader, data.index.probe_child; raise SystemExit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=250)
 
 
 def test_pictures_that_hang_or_crash_the_decoder_are_named_and_the_rest_goes_on(
@@ -190,12 +190,12 @@ def test_pictures_that_hang_or_crash_the_decoder_are_named_and_the_rest_goes_on(
     monkeypatch.setattr(probe, "start_child", start_hostile(probe.start_child))
     good = picture_bytes(20, 30)
     pictures = [good, good + CRASHES, good, b"no picture", good + HANGS, good + HANGS, good]
-    looking = PictureProbe(seconds=0.7)
+    looking = PictureProbe(seconds=3.0)
     found = looking.sizes(pictures)
     assert [found[place] for place in (0, 2, 6)] == [(20, 30)] * 3
     reasons = [str(found[place]) for place in (1, 3, 4, 5)]
     assert reasons[0].endswith("ended its decoder") and reasons[1].startswith("not a picture of the formats")
-    assert all("passed its deadline of 0.7 s" in reason for reason in reasons[2:])
+    assert all("passed its deadline of 3.0 s" in reason for reason in reasons[2:])
     looking.close()
     assert not children("tests.harness.hostile_pictures")
 

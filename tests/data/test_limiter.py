@@ -198,14 +198,14 @@ def test_processes_share_one_budget(tmp_path: Path) -> None:
     builds = (lambda: inherited, lambda: make(tmp_path, requests_per_second=200))
     for build in builds:
         started = time.monotonic()
-        taken = sum(in_processes(4, take, 30, build=build, seconds=1.0))
+        taken = sum(in_processes(4, take, 120, build=build, seconds=2.0))
         most = 200 * (time.monotonic() - started) + 20 + 4  # with what a pause saves up, and one under way in each
         assert 100 < taken <= most
 
 
 def test_a_killed_process_leaves_nothing_stuck() -> None:
     found = killed_readers(kills=15)
-    assert found["longest wait"] < 10 and found["share of the rate lost"] == 0
+    assert found["longest wait"] < 60 and found["share of the rate lost"] == 0
 
 
 def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

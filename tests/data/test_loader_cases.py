@@ -53,7 +53,7 @@ import time
 from PIL import Image
 opened = Image.open
 def slow(*arguments, **named):
-    time.sleep(0.3)
+    time.sleep(0.5)
     return opened(*arguments, **named)
 Image.open = slow
 """
@@ -86,7 +86,7 @@ def text_only(count: int) -> list[RawSample]:
     return [RawSample(key=str(n), content={"parts": parts}, media={}) for n in range(count)]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_more_workers_than_shards_read_the_same_rows(
     make_source: Make, make_config: Make, tokenizer: Tokenizer
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_row_without_room_says_what_to_lower(number: int, call: str, monkeypat
     assert descriptors() == before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_a_worker_without_room_ends_the_run_and_blames_no_sample(
     make_source: Make, make_config: Make, in_workers: Callable[[str], None]
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_worker_without_room_ends_the_run_and_blames_no_sample(
         loader.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_two_runs_of_a_user_do_not_meet(make_source: Make, make_config: Make, tokenizer: Tokenizer) -> None:
     """32: the end of one, and a Ctrl-C that reaches its worker, are its own."""
     config = make_config(make_source(samples=text_only(12)), workers=1)
@@ -165,7 +165,7 @@ def test_two_runs_of_a_user_do_not_meet(make_source: Make, make_config: Make, to
     assert set(children()) <= before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_workers_are_in_the_epoch_of_the_plan(make_source: Make, make_config: Make) -> None:
     """34: windows of 8 over 12 samples, so that epochs end in the middle of a window."""
     config = make_config(make_source(samples=text_only(12)), workers=2, window=8, tokens_per_row=20, rows_per_step=2)
@@ -186,14 +186,14 @@ def test_workers_are_in_the_epoch_of_the_plan(make_source: Make, make_config: Ma
     assert collections.Counter(due[: 3 * 12].tolist()) == dict.fromkeys(range(12), 3)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_a_slow_row_is_waited_for(make_source: Make, make_config: Make, in_workers: Callable[[str], None]) -> None:
     """35: seconds are of a sample, not of a row: a row that takes longer than one may is no fault."""
     config = make_config(
         make_source(clips=False),
         workers=1,
         rows_per_step=1,
-        sample_seconds=4.0,
+        sample_seconds=6.0,
         tokens_per_row=800,
         patches_per_row=4000,
     )
@@ -202,7 +202,7 @@ def test_a_slow_row_is_waited_for(make_source: Make, make_config: Make, in_worke
     started = time.monotonic()
     try:
         (row,) = loader.next_step()[1]
-        assert len(row.grids) * 0.3 > config.sample_seconds < time.monotonic() - started
+        assert len(row.grids) * 0.5 > config.sample_seconds < time.monotonic() - started
         assert loader.stats().workers_replaced == 0
     finally:
         loader.close()

@@ -73,8 +73,8 @@ def test_an_upload_in_parts_is_whole_or_absent(service: OssService, version: str
 
 def test_a_part_whose_answer_never_comes_is_sent_again_alone(service: OssService) -> None:
     bucket = bucket_of(service)
-    bucket.timeout = (1, 0.3)
-    service.plan({"kind": "silence", "method": "PUT", "skip": 1, "seconds": 2.0})
+    bucket.timeout = (10, 2.0)
+    service.plan({"kind": "silence", "method": "PUT", "skip": 1, "seconds": 10.0})
     service.forget()
     upload = bucket.init_multipart_upload("retried").upload_id
     sent = []

@@ -127,7 +127,7 @@ def fail_life(nursery: Nursery, run: RunConfig, processes: int, fault: Fault) ->
     moment = notes / "moment"
     given = (replace(fault, moment=str(moment)), str(notes), mark)
     life = nursery.live(run, processes, before=_lie_in_wait, given=given, others_get=signal.SIGTERM)
-    ended, left_over = time.time(), _marked(mark)
+    ended, left_over = time.time(), _still_there(mark)
     for pid in left_over:
         os.kill(pid, signal.SIGKILL)
     assert moment.exists(), f"the fault never came: {life.said[-4000:]}"
@@ -143,8 +143,8 @@ def _lie_in_wait(rank: int, fault: Fault, notes: str, mark: str) -> None:
         lurk(fault)
 
 
-def _still_there(mark: str, seconds: float = 2.0) -> tuple[int, ...]:
-    """Data workers look every half second whether their trainer lives."""
+def _still_there(mark: str, seconds: float = 30.0) -> tuple[int, ...]:
+    """What does not end by itself soon. Data workers look every half second whether their trainer lives."""
     deadline = time.monotonic() + seconds
     while (found := _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)

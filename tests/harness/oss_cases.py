@@ -152,7 +152,7 @@ def expiring_tokens(processes: int = 8, life: float = 3.0, passes: int = 4) -> d
     with oss_service() as (service, folder):
         service.role_life(life, 0.2)
         samples = store_samples(service, "set")
-        store = make_store(service, folder, credentials=f"uri:{service.role_url}")
+        store = make_store(service, folder, credentials=f"uri:{service.role_url}", deadline_seconds=60.0)
         started = time.monotonic()
         outcomes = in_processes(processes, _read_for, 60.0, store=store, samples=samples, seconds=life * passes)
         took = time.monotonic() - started
@@ -181,7 +181,7 @@ def refused_tokens(processes: int = 8) -> dict[str, float]:
     """Keys that the service no longer takes before their end, in every process at once."""
     with oss_service() as (service, folder):
         samples = store_samples(service, "set")
-        store = make_store(service, folder, credentials=f"uri:{service.role_url}")
+        store = make_store(service, folder, credentials=f"uri:{service.role_url}", deadline_seconds=60.0)
         read_all(store, samples)
         service.keys({ACCESS: {"secret": SECRET}})
         service.forget()
@@ -211,7 +211,7 @@ def connections_used(threads: int = 12) -> dict[str, float]:
         for thread in work:
             thread.start()
         for thread in work:
-            thread.join(timeout=60)
+            thread.join(timeout=120)
         opened = service.counts["connections"] - before - 1  # one is the question itself
     return {
         "connections": opened,

@@ -54,12 +54,13 @@ def left_behind(stall: float = 2.0) -> dict[str, float]:
         for reader in readers:
             reader.start()
         for reader in readers[:2]:
-            reader.join(timeout=20)
+            reader.join(timeout=60)
         for reader in readers[2:]:
             reader.terminate()
-            reader.join(timeout=20)
-        time.sleep(stall + 0.5)  # until the service has come through its stalls and sees who is gone
-        state = service.counts
+            reader.join(timeout=60)
+        end = time.monotonic() + 60  # the service sees who is gone once it has come through its stalls
+        while (state := service.counts)["open"] > 1 and time.monotonic() < end:
+            time.sleep(0.1)
         noise.seek(0)
         return {
             "bytes of noise": len(noise.read()),

@@ -172,6 +172,11 @@ def _go_through(limiter: NodeLimiter) -> None:
         limiter.served(100, 0.001, delayed=False)
 
 
+def _at_once(barrier: Any, *arguments: Any) -> None:
+    barrier.wait(60)
+    read_for(*arguments)
+
+
 def storm(seconds: float = 6.0) -> dict[str, float]:
     """Readers that are refused whatever they ask: how many requests the service still gets."""
     data = bytes(100_000)
@@ -183,9 +188,11 @@ def storm(seconds: float = 6.0) -> dict[str, float]:
         service.plan({"kind": "error", "code": "TotalQpsLimitExceeded", "times": -1})
         context = multiprocessing.get_context("fork")
         arguments = (store, 0, seconds, "x.tar", LENGTH, data)
-        readers = [context.Process(target=read_for, args=arguments, daemon=True) for _ in range(READERS)]
+        at_once = context.Barrier(READERS + 1)
+        readers = [context.Process(target=_at_once, args=(at_once, *arguments), daemon=True) for _ in range(READERS)]
         for reader in readers:
             reader.start()
+        at_once.wait(60)
         time.sleep(seconds)
         for reader in readers:
             reader.kill()

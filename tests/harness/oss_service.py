@@ -105,16 +105,16 @@ class OssService:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=30)
 
     def _tell(self, what: str, value: Any) -> None:
         self._ask(what, json.dumps(value).encode())
 
     def _ask(self, what: str, body: bytes = b"") -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("POST", f"/_control/{quote(what)}", body)
             return json.loads(connection.getresponse().read())
@@ -142,7 +142,7 @@ def make_store(service: OssService, folder: str, prefix: str = "set", **changes:
     values = {
         "endpoint": service.endpoint,
         "limiter": LimiterConfig(folder=folder, requests_per_second=2000),
-        "connect_seconds": 0.5,
+        "connect_seconds": 5.0,
         "read_seconds": 0.5,
         "deadline_seconds": 6.0,
         "first_backoff_seconds": 0.01,

@@ -38,7 +38,7 @@ def said_alone(folder: Path, processes: int, overrides: tuple[str, ...], plant: 
     command += ["--config-path", str(folder), "--config-name", recipe.name, *overrides]
     try:
         ended = subprocess.run(
-            command, cwd=ROOT, env=os.environ | world, capture_output=True, text=True, timeout=90, check=False
+            command, cwd=ROOT, env=os.environ | world, capture_output=True, text=True, timeout=240, check=False
         )
     except subprocess.TimeoutExpired:
         return ""

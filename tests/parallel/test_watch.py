@@ -153,7 +153,7 @@ def test_a_board_is_read_after_its_process_was_killed(monkeypatch: pytest.Monkey
         "board.begin_step(5, (2, 17))\n"
         "board.tell('backward', 3)\n"
         "print(shared.fd, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
@@ -168,7 +168,7 @@ def test_a_board_is_read_after_its_process_was_killed(monkeypatch: pytest.Monkey
             pass
         assert neighbour.state() == "stopped"
         neighbour.kill()
-        process.wait(timeout=10.0)
+        process.wait(timeout=60.0)
         assert neighbour.state() == "gone"
         assert str(neighbour.place()) == "step 5, backward, microbatch 3"
         place = neighbour.place()

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_time_left_counts_what_this_start_has_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("train.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("train.metrics.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     metrics = Metrics(tiny_run(tmp_path), None, from_step=50, from_progress=0.5)
     metrics.record(TrainState(step=60), REPORT, progress=0.6)  # a tenth in 10 s, four tenths to go
     metrics.close()

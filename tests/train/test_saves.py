@@ -22,6 +22,7 @@ from train.checkpoint.contents import Outcome
 from train.checkpoint.entries import Writer
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
 from train.checkpoint.run import RunCheckpoints
+from train.checkpoint.save import Saver
 from train.errors import CheckpointError
 
 VISION = "vision.patch_embed.weight"
@@ -48,7 +49,7 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, monkeypatch: p
     made, _ = checkpoints(toy, tmp_path)
     go_on = threading.Event()
     make_folder = disk.make_folder
-    monkeypatch.setattr(disk, "make_folder", lambda path: (go_on.wait(10), make_folder(path)))
+    monkeypatch.setattr(disk, "make_folder", lambda path: (go_on.wait(60), make_folder(path)))
     made.save(1, {}, "")
     for tensor in [*toy.parameters.values(), *(t for share in toy.held for t in share.tensors.values())]:
         tensor.fill_(3.0)
@@ -67,14 +68,25 @@ def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     free_bytes, go_on = disk.free_bytes, threading.Event()
     # The first look at the disk: the main thread must not hang in that either.
     monkeypatch.setattr(disk, "free_bytes", lambda path: (go_on.wait(60), free_bytes(path))[1])
+    began = time.monotonic()
     made.save(1, {}, "")
+    longer = 2 * (time.monotonic() - began) + 0.1
     made.poll()
     assert not told and not go_on.is_set()
-    threading.Timer(0.5, go_on.set).start()
-    made.save(2, {}, "")  # this one waits for the first
+    poll, looks = Saver.poll, list[float]()
+
+    def look(saver: Saver) -> None:
+        looks.append(time.monotonic())
+        if looks[-1] - looks[0] > longer:
+            go_on.set()
+        poll(saver)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "poll", look)
+        made.save(2, {}, "")  # this one waits for the first
     assert go_on.is_set() and [outcome.step for outcome in told] == [1]
     made.finish()
-    assert told[0].stall_seconds < told[1].stall_seconds and told[1].fault is None
+    assert told[0].stall_seconds < longer < told[1].stall_seconds and told[1].fault is None
     assert told[0].nbytes == sum(p.stat().st_size for p in told[0].path.glob("*.safetensors")) - headers(told[0].path)
 
 
@@ -165,11 +177,11 @@ def test_what_a_failed_save_left_goes_and_room_is_there_again(tmp_path: Path, mo
 
 
 def test_deleting_older_ones_is_no_part_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, told = checkpoints(one().fill(), tmp_path, keep=1, commit_seconds=5.0)
+    made, told = checkpoints(one().fill(), tmp_path, keep=1)
     made.save(1, {}, "")
     made.finish()
     go_on, prune = threading.Event(), pruning.prune
-    monkeypatch.setattr(pruning, "prune", lambda *given, **named: (go_on.wait(20), prune(*given, **named)))
+    monkeypatch.setattr(pruning, "prune", lambda *given, **named: (go_on.wait(60), prune(*given, **named)))
     made.save(2, {}, "")
     made.settle()
     assert told[-1].fault is None and find_commit(tmp_path).step == 2
@@ -178,7 +190,7 @@ def test_deleting_older_ones_is_no_part_of_a_save(tmp_path: Path, monkeypatch: p
     assert [outcome.fault for outcome in told] == [None] * 3 and len(commits.attempts(tmp_path)) == 3
     go_on.set()
     made.finish()
-    assert told[-1].write_seconds < 4 and [attempt.step for attempt in commits.attempts(tmp_path)] == [3]
+    assert [attempt.step for attempt in commits.attempts(tmp_path)] == [3]
 
 
 def test_no_save_waits_for_another_when_the_run_has_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,18 +199,18 @@ def test_no_save_waits_for_another_when_the_run_has_to_end(tmp_path: Path, monke
     made.save(1, {}, "")
     made.finish()
     go_on, make_folder = threading.Event(), disk.make_folder
-    monkeypatch.setattr(disk, "make_folder", lambda path: (go_on.wait(20), make_folder(path)))
+    monkeypatch.setattr(disk, "make_folder", lambda path: (go_on.wait(60), make_folder(path)))
     made.save(2, {}, "")
     left[0] = 0.0
     started = time.monotonic()
     made.save(3, {}, "")
-    assert time.monotonic() - started < 2 and made.newest == 1
+    assert time.monotonic() - started < 25 and made.newest == 1  # a save may take 30
     assert [outcome.fault for outcome in told[1:]] == [
         "it was still being written when the run had to end",
         "1 rank(s) still hang in the save before",
     ]
     go_on.set()
-    assert made._saver._last.tidied.wait(10) and not list(tmp_path.glob("checkpoints/step_00000002.*"))  # type: ignore[union-attr]
+    assert made._saver._last.tidied.wait(60) and not list(tmp_path.glob("checkpoints/step_00000002.*"))  # type: ignore[union-attr]
     left[0] = math.inf
     made.save(4, {}, "")
     assert made.finish().step == 4
@@ -255,8 +267,8 @@ def test_a_fault_at_any_place_leaves_the_commit_before_or_the_whole_new(
 
 def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
     """A save may take as long as a collective, as in the defaults: no rank may be left alone in one."""
-    group = dist.new_group([0, 1], timeout=timedelta(seconds=3.0))
-    made, told = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "hang", commit_seconds=3.0, group=group)
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=6.0))
+    made, told = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "hang", commit_seconds=6.0, group=group)
     made.save(1, {}, "")
     first = made.finish()
     release = threading.Event()
@@ -267,11 +279,11 @@ def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
         started = time.monotonic()
         made.save(2, {}, "")
         made.save(3, {}, "")  # waits for the one before, and is left out
-        assert 2.9 < time.monotonic() - started < 20
+        assert 5.9 < time.monotonic() - started < 50
         assert "rank 1 did not write its part in time" in told[-2].fault  # type: ignore[operator]
         assert told[-1].step == 3 and told[-1].fault == "1 rank(s) still hang in the save before"
         release.set()
-        assert made._saver._last.written.wait(10)  # type: ignore[union-attr]
+        assert made._saver._last.written.wait(60)  # type: ignore[union-attr]
     dist.barrier()
     assert list(folder.glob("hang/checkpoints/step_00000002.*")), "a rank that hangs may still write there"
     made.save(4, {}, "")
@@ -281,16 +293,23 @@ def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
 
 
 def a_slow_seal_is_one_for_all_or_for_none(rank: int, folder: Path) -> None:
-    made, told = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "slow", commit_seconds=1.0)
-    for step, slow, fault in ((1, 0.0, False), (2, 2.5, True), (3, 0.0, False)):
+    made, told = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "slow")
+
+    def until_given_up(path: Path, to: Path) -> None:
+        """COMMIT is there for a while before rank 0 can say so."""
+        path.rename(to)
+        while not made._saver._last.keys.check(["verdict"]):  # type: ignore[union-attr]
+            time.sleep(0.01)
+
+    for step, seconds, fault in ((1, 60.0, False), (2, 2.0, True), (3, 60.0, False)):
+        made._saver._seconds = seconds
         with pytest.MonkeyPatch.context() as patch:
-            if rank == 0:
-                # COMMIT is there for a while before rank 0 can say so
-                patch.setattr(disk, "rename", lambda path, to, slow=slow: (path.rename(to), time.sleep(slow)))
+            if rank == 0 and fault:
+                patch.setattr(disk, "rename", until_given_up)
             made.save(step, {}, "")
             made._saver.finish()
             if rank == 0:
-                made._saver._last.tidied.wait(10)  # type: ignore[union-attr]
+                assert made._saver._last.tidied.wait(60)  # type: ignore[union-attr]
         dist.barrier()
         assert (told[-1].fault is not None) == fault, told[-1]
         assert (told[-1].path / commits.COMMIT).exists() == (not fault)
