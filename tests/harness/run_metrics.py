@@ -1,5 +1,6 @@
 """Small runs of a trainer in this world's processes, for what they write into metrics.jsonl."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,27 +26,35 @@ def train_over_storage(folder: Path, recipe: str, slow_replica: int, seconds: fl
     run = from_yaml((folder / f"{recipe}.yaml").read_text())
     run = replace(run, run_dir=str(folder / "run"), data=replace(run.data, prefetch_steps=1))
     counted: list[ReadStats] = []
+    waited_for = threading.Event()
     with (
         model_parallel(ParallelConfig(), pick_device(), seed=0) as groups,
-        _slow_reads(seconds if groups.dp_rank == slow_replica else 0.0),
+        _slow_reads(seconds if groups.dp_rank == slow_replica else 0.0, waited_for),
     ):
         trainer = Trainer(run, groups, Watch(run.parallel, run.run_dir, ()))
-        stats = trainer.batches.stats
+        stats, take = trainer.batches.stats, trainer.batches.next
+
+        def taken() -> Any:
+            waited_for.set()
+            return take()
 
         def noted() -> ReadStats:
             counted.append(stats())
             return counted[-1]
 
-        with patch.object(trainer.batches, "stats", noted):
+        with patch.object(trainer.batches, "stats", noted), patch.object(trainer.batches, "next", taken):
             trainer.fit()
     return counted
 
 
 @contextmanager
-def _slow_reads(seconds: float) -> Iterator[None]:
+def _slow_reads(seconds: float, waited_for: threading.Event) -> Iterator[None]:
+    """From when they are waited for: what is read while a busy host still makes the trainer is no wait."""
     read = LocalStore.read_range
 
     def slow(self: LocalStore, *arguments: Any) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            waited_for.wait(120)
         time.sleep(seconds)
         return read(self, *arguments)
 

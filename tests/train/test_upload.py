@@ -134,7 +134,7 @@ def test_an_upload_that_is_given_up_counts_for_nothing(service: OssService, tmp_
     assert f"run/{second.name}/COMMIT" not in service.names() and service.unfinished() == []
     assert fetch(oss, tmp_path / "back").name == first.name
     service.keys({ACCESS: {"secret": "another"}})
-    refused = upload.run(job_of(second, oss))
+    refused = upload.run(job_of(second, hasty))
     assert refused.fault is not None and "SignatureDoesNotMatch" in refused.fault and SECRET not in refused.fault
 
 
