@@ -125,7 +125,7 @@ def test_the_budget_is_kept(service: OssService, oss: OssConfig, tmp_path: Path)
 
 
 def test_an_upload_that_is_given_up_counts_for_nothing(service: OssService, tmp_path: Path) -> None:
-    oss, hasty = oss_of(service, tmp_path), oss_of(service, tmp_path, deadline_seconds=3.0)
+    oss, hasty = oss_of(service, tmp_path), oss_of(service, tmp_path, deadline_seconds=1.0)
     first, second = make_commit(tmp_path / "run", 10), make_commit(tmp_path / "run", 20)
     sent(first, oss)
     service.plan({"kind": "error", "method": "PUT", "key": LANGUAGE, "status": 500, "times": -1})

@@ -53,7 +53,7 @@ def oss_of(service: OssService, folder: Path, **changes: Any) -> OssConfig:
         "endpoint": service.endpoint,
         "limiter": LimiterConfig(folder=str(folder / "limits"), requests_per_second=5000, start=1.0),
         "connect_seconds": 10.0,
-        "read_seconds": 2.0,
+        "read_seconds": 1.0,
         "deadline_seconds": 20.0,
         "first_backoff_seconds": 0.01,
         "longest_backoff_seconds": 0.05,
