@@ -18,8 +18,6 @@ from train.resolve import compose
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """torchrun's own, and the one by which SLURM warns."""
-_GIVEN_UP = 1.5
-"""Of checkpoint.commit_seconds, by when each rank has given up a save (train/checkpoint/save.py)."""
 _SPARE_SECONDS = 30
 
 
@@ -29,7 +27,7 @@ def stopping_options(checkpoint: CheckpointConfig) -> list[str]:
     The time until torchrun kills is longer than a run can take: schedulers have their own, and what hangs ends by
     parallel.timeout_seconds.
     """
-    seconds = math.ceil(checkpoint.grace_seconds + _GIVEN_UP * checkpoint.commit_seconds) + _SPARE_SECONDS
+    seconds = math.ceil(checkpoint.grace_seconds + checkpoint.last_save_seconds) + _SPARE_SECONDS
     return [f"--signals-to-handle={SIGNALS}", f"--shutdown-timeout={seconds}"]
 
 

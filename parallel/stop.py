@@ -7,15 +7,16 @@ step before until every rank has been let through the gate that follows the agre
 whatever the main threads are stuck in.
 
     main thread of each rank                thread of each rank, once there is a request
-    begin      state is that of step - 1    say which step is the first that this rank agrees to as asked
+    begin      state is that of step - 1    say which agreement is the first that this rank enters as asked
     asks       a flag into the reduction    wait; when the grace runs out, claim the gate for DROP
     admit      if any flag came out of it,
                claim the gate for UPDATE    UPDATE was first: leave all to the main threads
     thaw       state may change             DROP was first: hold the state, save it, end the job
 
-The gate is one key of the job's store, and the first claim counts. A step is only updated without a claim if no rank
-had its flag up when it entered the agreement. So no step from the lowest `first` on is, and before it all are, on every
-rank.
+The gate is one key of the job's store, and the first claim counts. An agreement is only passed without a claim if no
+rank had its flag up when it entered it. So none from the lowest `first` on is, and before it all are, on every rank.
+Agreements are counted, not steps: one with nothing to learn has none, and a save has one of its own, after it has
+waited for the save before. Between that wait and the update of the step no rank may be left alone either.
 """
 
 import math
@@ -63,7 +64,10 @@ class Stop:
         self._first_signal: float | None = None
         self._heard: float | None = None
         self._first = 0
-        self._step = self._entered = 0
+        """The number of an agreement, from 1."""
+        self._step = 0
+        self._entered = self._due = 0
+        """Agreements that this rank has entered; the number of the one that the state is up to."""
         self._state: Any = None
         self._held = False
         self._running = False
@@ -88,20 +92,23 @@ class Stop:
     def begin(self, step: int, state: Any) -> None:
         """`step` (from 1) begins. `state` is whatever `rescue` needs to save the one before it."""
         with self._changed:
-            self._step, self._state = step, state
+            self._step, self._state, self._due = step, state, self._entered + 1
             self._changed.notify_all()
 
     def asks(self) -> bool:
         """Whether this rank has a request, to be put into the agreement that it enters now."""
         with self._changed:
-            self._entered = self._step
+            self._entered += 1
             return self._heard is not None
 
     def admit(self, asked: bool) -> None:
-        """Before the update, with what all ranks together said to `asks`. Does not return if the step is dropped."""
-        if asked and self._claim(UPDATE) == DROP:
-            self._park()
-        self.agreed = self.agreed or asked
+        """Before the state changes, with what all ranks together said to `asks`. Does not return if it is held."""
+        if asked:
+            gate = self._claim(UPDATE)
+            self.hear()  # not before the claim: this rank's thread must not drop what all have agreed to
+            if gate == DROP:
+                self._park()
+            self.agreed = True
         self.thaw()
 
     def settle(self) -> None:
@@ -115,8 +122,13 @@ class Stop:
         with self._changed:
             if not self._held:
                 self._state = None
-                return
-        self._park()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """After a step, which may have had nothing to learn: then its state is still there, and stays. Does not return
+        if it is held."""
+        if self._held:
+            self._park()
 
     # --- for the watch ---
 
@@ -150,7 +162,7 @@ class Stop:
         with self._changed:
             if self._heard is None:
                 self._heard = time.monotonic()
-                self._first = self._step + (self._entered == self._step)
+                self._first = self._entered + 1
                 self._start()
 
     # --- the thread ---
@@ -174,7 +186,7 @@ class Stop:
         self._ended(told)
 
     def _decide(self) -> int | None:
-        """Wait for the gate's first claim, or make it. The first step that is lost; None if none is."""
+        """Wait for the gate's first claim, or make it. The first agreement that is not passed; None if all are."""
         assert self._heard is not None
         self._store.set(f"first/{self._rank}", str(self._first))
         names = [f"first/{rank}" for rank in range(self._size)]
@@ -187,7 +199,7 @@ class Stop:
                 first = min(int(value) for value in self._store.multi_get(names))
             if first is None:
                 continue
-            if late and self._state is not None and self._step >= first:
+            if late and self._is_there(first):
                 claimed = self._claim(DROP)
             else:
                 claimed = self._store.get("gate").decode() if self._store.check(["gate"]) else None
@@ -201,15 +213,22 @@ class Stop:
             return self._grace / 2
         return min(self._grace, 1.5 * self.save_seconds + 1.0)
 
+    def _is_there(self, first: int) -> bool:
+        """Whether the state is one that agreement `first` lets change, and not an earlier one."""
+        return self._state is not None and self._due >= first
+
     def _saved(self, first: int) -> str:
-        # What is not updated without a claim is updated on all ranks, so a rank that has not come to `first` will.
+        # What is passed without a claim is passed by all ranks, so a rank that has not come to `first` will.
         patience = max(_LEAST_PATIENCE, self._grace)
         with self._changed:
-            there = self._changed.wait_for(lambda: self._state is not None and self._step >= first, patience)
+            there = self._changed.wait_for(lambda: self._is_there(first), patience)
             self._held, state = there, self._state
-        late = [rank for rank, held in enumerate(self._gathered(there)) if not held]
+        found = self._gathered((there, self._step - 1))
+        late = [str(rank) for rank, (held, _) in enumerate(found) if not held]
         if late:
-            raise TimeoutError(f"rank {', '.join(map(str, late))} did not come to the end of step {first - 1}")
+            raise TimeoutError(
+                f"rank {', '.join(late)} did not come to the end of step {max(step for _, step in found)}"
+            )
         return self._rescue(state, self._gathered)
 
     def _gathered(self, value: Any) -> list[Any]:

@@ -91,6 +91,7 @@ def slowly_on_first_rank(what: str, action: Callable[[Callable[[], None]], objec
 
     Args:
         action: is given what it has to call now and then: that raises TimeoutError once `seconds` have passed.
+        seconds: rank 0's count, on every rank.
 
     Raises:
         CheckpointError: on every rank, if `action` raised or took too long.
@@ -98,7 +99,8 @@ def slowly_on_first_rank(what: str, action: Callable[[Callable[[], None]], objec
     if not dist.is_initialized():
         action(lambda: None)
         return
-    name = on_first_rank(f"naming {what}", lambda: f"slowly/{secrets.token_hex(8)}", None)
+    limit = seconds
+    name, seconds = on_first_rank(f"naming {what}", lambda: (f"slowly/{secrets.token_hex(8)}", limit), None)
     store = dist.PrefixStore(name, distributed_c10d._get_default_store())
     end = time.monotonic() + seconds
     late = TimeoutError(f"rank 0 was not done with {what} in {seconds:g} s")

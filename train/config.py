@@ -69,6 +69,11 @@ class InitConfig:
     """Standard deviation of random matrices (ours; transformers' initializer_range for this family)."""
 
 
+GIVEN_UP = 1.1
+"""Of checkpoint.commit_seconds, by when main threads have given up a save: the thread of rank 0 does before, and knows
+who is late (train/checkpoint/save.py)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
     """When state is written."""
@@ -91,6 +96,12 @@ class CheckpointConfig:
     """Budget of uploads, apart from data.oss.limiter; one process of the whole run uploads."""
     transfer_seconds: float = 3600.0
     """What the end of a run waits at most for its last upload, and the start for a checkpoint that is fetched."""
+
+    @property
+    def last_save_seconds(self) -> float:
+        """That the last save of a run takes at most, once it has begun: until threads have let go of the one before,
+        and until it is given up itself."""
+        return (1.0 + GIVEN_UP) * self.commit_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

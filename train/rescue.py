@@ -64,7 +64,7 @@ def save_finished(
         return [sum(column) for column in zip(*gathered(list(values)), strict=True)]
 
     aside = Aside(summed=summed, ready=state.ready, device=device)
-    checkpoints.save(step, state.told(), recipe, state.records, state.random, aside)
+    checkpoints.save(step, state.told(), recipe, state.records, state.random, aside, last=True)
     outcome = checkpoints.finish()
     assert outcome is not None
     return f"{lost}; step {step} is saved in {outcome.path.name}"

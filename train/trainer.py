@@ -14,6 +14,7 @@ from data.loading.pool import open_readers
 from data.loading.rows import SourceIndex
 from data.plan.plan import Cursor
 from model.build import build_model
+from parallel.collectives import any_of
 from parallel.groups import Groups
 from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
@@ -124,7 +125,7 @@ class Trainer:
                 self.watch.telling(),  # before anything is closed, which may take as long as what failed
                 self.stop.serving(self.run.checkpoint.grace_seconds, self._rescue),
             ):
-                while not self._is_over() and not self.stop.agreed:
+                while not self._ends():
                     self._take_step()
                 saved = self._last_saved()
             again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
@@ -158,7 +159,7 @@ class Trainer:
         if self._is_over():
             self.stop.begin(self.state.step + 1, self._finished())
             self.stop.settle()
-        self.stop.thaw()
+        self.stop.go_on()
         self.loss = report.loss if math.isfinite(report.loss) else self.loss
         self.watch.board.tell("record")
         drift = self._drift()
@@ -167,7 +168,7 @@ class Trainer:
         self.checkpoints.poll()
         tell_uploads(self.uploads, self.metrics)
         every = self.run.checkpoint.every_steps
-        if self._is_over() or self.stop.agreed or (every is not None and self.state.step % every == 0):
+        if self._ends() or (every is not None and self.state.step % every == 0):
             self.save()
 
     @property
@@ -177,6 +178,10 @@ class Trainer:
     def _is_over(self) -> bool:
         stop = self.run.stop_after_steps
         return self.progress >= 1.0 or (stop is not None and self.state.step >= stop)
+
+    def _ends(self) -> bool:
+        """Whether no step comes after this one; the same on every rank."""
+        return self._is_over() or self.stop.agreed
 
     def _drift(self) -> float | None:
         """How far copies of one weight have parted on tensor ranks, as often as the terminal hears of the run."""
@@ -190,15 +195,16 @@ class Trainer:
         The state is copied here and written while training goes on.
         """
         self.watch.board.tell("save")
-        # The save before may still be under way. A request to end that comes meanwhile need not wait for it as well.
+        # The save before may still be under way. A request to end that comes meanwhile need not wait for it as well, so
+        # the state may be held until all ranks have come here: one that went on alone could not be reached any more.
         now = self._finished()
         self.stop.begin(self.state.step + 1, now)
         self.checkpoints.settle()
-        self.stop.thaw()
+        self.stop.admit(any_of(None, self.stop.asks()))
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
-        self.checkpoints.save(now.step, now.told(), self._recipe(), now.records, now.random)
+        self.checkpoints.save(now.step, now.told(), self._recipe(), now.records, now.random, last=self._ends())
 
     def _told(self) -> Callable[[], dict[str, Any]]:
         """Makes what state.json says of the run as it is now."""
@@ -231,9 +237,10 @@ class Trainer:
         if outcome.fault is None:
             self.stop.save_seconds = outcome.stall_seconds + outcome.write_seconds
         if outcome.fault is not None and self.groups.rank == 0:
+            ends = self._ends() or self.stop.dropped
+            then = "" if ends else "; training goes on, and the next one is tried when it is due"
             print(
-                f"the checkpoint of step {outcome.step} was not finished and counts for nothing: {outcome.fault}; "
-                "training goes on, and the next one is tried when it is due",
+                f"the checkpoint of step {outcome.step} was not finished and counts for nothing: {outcome.fault}{then}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -64,16 +64,14 @@ def tell_uploads(uploads: Uploads | None, metrics: Metrics | None) -> None:
 def finish_uploads(run: RunConfig, uploads: Uploads | None, metrics: Metrics | None, stop: Stop) -> None:
     """Wait for what is not uploaded yet, and say what stays behind: its next start uploads that. All ranks call it.
 
-    Of a run that is asked to end it takes what is left of the grace but for ENDING_SECONDS. All ranks wait then: once
-    the first of them has ended the others have seconds.
+    Of a run that is asked to end it takes what is left of the grace but for ENDING_SECONDS. All ranks wait: once the
+    first of them has ended in such a run the others have seconds, and torchrun of a node whose ranks have all ended
+    waits five minutes for the other nodes'.
     """
     if run.checkpoint.upload is None:
         return
     seconds = min(run.checkpoint.transfer_seconds, max(0.0, stop.seconds_left - ENDING_SECONDS))
-    if stop.agreed:
-        slowly_on_first_rank("waiting for uploads", lambda _: _finish(uploads, metrics, seconds), seconds)
-    else:
-        _finish(uploads, metrics, seconds)
+    slowly_on_first_rank("waiting for uploads", lambda _: _finish(uploads, metrics, seconds), seconds)
 
 
 def _finish(uploads: Uploads | None, metrics: Metrics | None, seconds: float) -> None:

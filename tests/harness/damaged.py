@@ -11,10 +11,10 @@ from torch import Tensor
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from parallel.zero import Fragment
+from tests.harness.commits import save_commit
 from train.checkpoint import commits, disk
 from train.checkpoint.boxes import Chunk, inside
 from train.checkpoint.load import read_tensors
-from train.checkpoint.run import save_commit
 from train.checkpoint.tensors import read_header, write_boxes
 from train.config import RunConfig
 from train.resolve import to_yaml

@@ -124,7 +124,7 @@ def _own(chunk: Chunk) -> Chunk:
 
 
 def _write_sparse(path: Path, chunks: list[Chunk]) -> disk.Digest:
-    def headed(path: Path, pieces: Iterable[bytes | disk.Bytes]) -> disk.Digest:
+    def headed(path: Path, pieces: Iterable[bytes | disk.Bytes], _: object) -> disk.Digest:
         length, header = itertools.islice(pieces, 2)
         assert isinstance(length, bytes) and isinstance(header, bytes)
         ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]

@@ -14,6 +14,7 @@ from model.canonical import Box
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.world import model_parallel, pick_device
+from tests.harness.commits import save_commit
 from tests.harness.copies import (
     FACTOR,
     FIRST_NORM,
@@ -30,7 +31,6 @@ from tests.harness.copies import (
 from tests.harness.layouts import Stage
 from train.checkpoint.entries import writer_of
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
-from train.checkpoint.run import save_commit
 
 SAVED_AFTER = 2
 MERGER_BIAS = "merger.fc2.bias"

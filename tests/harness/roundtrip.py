@@ -22,6 +22,7 @@ from model.part_folder import open_whole
 from model.tensor_folder import TensorFolder
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
+from tests.harness.commits import save_commit
 from tests.harness.filling import fill_from
 from tests.harness.layouts import Record, record_steps, start
 from tests.harness.parity import _transformers_inputs
@@ -29,7 +30,6 @@ from tests.harness.rows import PATCH_DIM, pack, random_step, random_step_samples
 from train.batches import RowForm, announce
 from train.checkpoint.entries import writer_of
 from train.checkpoint.load import find_commit, load_weights
-from train.checkpoint.run import save_commit
 from train.resolve import compose, to_yaml
 
 EMBEDDING = "language.embedding.word_embeddings.weight"

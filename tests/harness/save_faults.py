@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.prove.planting import replace_name
-from train.checkpoint import disk, host, pruning, save
+from train.checkpoint import disk, host, pruning, save, writing
 from train.checkpoint.commits import TENSORS
 from train.checkpoint.generators import state_file
 
@@ -102,14 +102,14 @@ def _at_places(meet: Callable[[str], object]) -> None:
                 meet(place)
 
     def in_main(real: Callable[..., Any]) -> Callable[..., Any]:
-        def begin(self: Any, gather: Callable[[], Any], aside: Any = None) -> Any:
+        def begin(self: Any, gather: Callable[[], Any], aside: Any = None, **named: Any) -> Any:
             def gathered() -> Any:
                 contents = gather()
                 of_thread.step = contents.step
                 return contents
 
             try:
-                return real(self, gathered, aside)
+                return real(self, gathered, aside, **named)
             finally:
                 of_thread.step = 0
 
@@ -133,10 +133,10 @@ def _at_places(meet: Callable[[str], object]) -> None:
         return make
 
     replace_name(save.Saver, "save", in_main)
-    replace_name(save.Saver, "_write", in_writer)
+    replace_name(writing.Writing, "_write", in_writer)
     replace_name(save.Saver, "_agreed", before(lambda *_: "agree"))
     replace_name(host.HostCopies, "copied", before(lambda *_: "copy"))
-    replace_name(save.Saver, "_awaited", before(lambda _self, keys, key, *_: f"await {key}"))
+    replace_name(writing.Writing, "_awaited", before(lambda _self, _save, key, *_: f"await {key}"))
     replace_name(disk, "make_folder", before(lambda path: "make the folder"))
     replace_name(disk, "write_block", before(lambda number, _: f"write {_name(number)}"))
     replace_name(disk, "sync", before(lambda number: f"fsync {_name(number)}"))

@@ -20,7 +20,7 @@ from launch.questions import Prompt
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
-from train.checkpoint.run import save_commit
+from tests.harness.commits import save_commit
 from train.config import RunConfig
 from train.resolve import compose, to_yaml
 

@@ -16,10 +16,10 @@ from launch.export import export, run_of
 from model.canonical import Box
 from model.hf_processor import copy_tokenizer
 from model.hf_weights import canonical_shape, hf_pieces, in_memory_name, to_hf
+from tests.harness.commits import save_commit
 from tests.harness.parity import IDS
 from tests.harness.roundtrip import write_tokenizer
 from train.checkpoint.load import find_commit, read_tensors
-from train.checkpoint.run import save_commit
 from train.config import RunConfig
 from train.resolve import compose, to_yaml
 

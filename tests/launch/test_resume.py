@@ -15,7 +15,7 @@ from launch.cli import main
 from launch.resume import ResumeError, plan_resume
 from launch.torchrun import recipe_of
 from model.canonical import Box
-from train.checkpoint.run import save_commit
+from tests.harness.commits import save_commit
 from train.config import RunConfig
 from train.ending import write_ending
 from train.resolve import RecipeError, compose, to_yaml

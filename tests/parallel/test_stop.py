@@ -76,7 +76,7 @@ class Job:
                 if step == self.steps:
                     stop.begin(step + 1, step)
                     stop.settle()
-                stop.thaw()
+                stop.go_on()
         self.ended[rank] = f"reached {step}"
 
     def wait(self, seconds: float = 120.0) -> list[str | None]:

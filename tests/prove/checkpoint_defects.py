@@ -32,8 +32,8 @@ def waited_for() -> Mend:
     from train.checkpoint.save import Saver
 
     def make(save: Any) -> Any:
-        def planted(self: Any, gather: Any, aside: Any = None) -> None:
-            save(self, gather, aside)
+        def planted(self: Any, gather: Any, aside: Any = None, **named: Any) -> None:
+            save(self, gather, aside, **named)
             self.finish()
 
         return planted
@@ -43,17 +43,17 @@ def waited_for() -> Mend:
 
 def early_seal() -> Mend:
     """COMMIT is written before other ranks have written."""
-    from train.checkpoint.save import Saver
+    from train.checkpoint.writing import Writing
 
     def make(awaited: Any) -> Any:
-        def planted(self: Any, keys: Any, key: str, deadline: float, late: str) -> Any:
+        def planted(self: Any, save: Any, key: str, deadline: float, late: str) -> Any:
             if key.startswith("wrote/") and key != f"wrote/{self._rank}":
                 return {"fault": None, "records": [], "files": {}}
-            return awaited(self, keys, key, deadline, late)
+            return awaited(self, save, key, deadline, late)
 
         return planted
 
-    return replace_name(Saver, "_awaited", make)
+    return replace_name(Writing, "_awaited", make)
 
 
 def pruned_before_the_seal() -> Mend:
@@ -73,7 +73,7 @@ def pruned_before_the_seal() -> Mend:
 
 def faults_kept_to_oneself() -> Mend:
     """A rank that could not write a file says nothing of it."""
-    from train.checkpoint.save import Saver
+    from train.checkpoint.writing import Writing
 
     def make(write: Any) -> Any:
         def planted(self: Any, save: Any) -> Any:
@@ -84,7 +84,7 @@ def faults_kept_to_oneself() -> Mend:
 
         return planted
 
-    return replace_name(Saver, "_write_files", make)
+    return replace_name(Writing, "_write_files", make)
 
 
 def waits_without_end() -> Mend:
@@ -99,6 +99,13 @@ def waits_without_end() -> Mend:
         return planted
 
     return replace_name(Saver, "poll", make)
+
+
+def not_called_back() -> Mend:
+    """A thread whose save was given up goes on with it to its end."""
+    from train.checkpoint import writing
+
+    return replace_name(writing, "write_boxes", lambda write: lambda path, chunks, between: write(path, chunks))
 
 
 def frozen_written_again() -> Mend:
@@ -190,6 +197,7 @@ PLANTS = {
     "save_pruned_before_the_seal": (pruned_before_the_seal, ("fault/SIGKILL/rank 0/rename to COMMIT",)),
     "save_faults_kept_to_oneself": (faults_kept_to_oneself, (f"fault/disk full/rank 1/write {_STRUCK}",)),
     "save_waits_without_end": (waits_without_end, (f"fault/hang/rank 1/fsync {_STRUCK}",)),
+    "save_not_called_back": (not_called_back, ("given up",)),
     "save_frozen_written_again": (frozen_written_again, ("frozen",)),
     "save_references_not_heeded": (references_not_heeded, ("frozen",)),
     "save_digests_believed": (data_defects.commit_digest_off, ("damage",)),

@@ -120,7 +120,7 @@ def early_seal() -> Mend:
     """COMMIT is written before the files with tensors, which it lists later."""
     from train.checkpoint import commits, disk
     from train.checkpoint.commits import COMMIT, FILES, RECIPE, STATE, FileEntry
-    from train.checkpoint.save import Saver
+    from train.checkpoint.writing import Writing
 
     def make_write(write: Any) -> Any:
         def planted(self: Any, save: Any) -> Any:
@@ -141,7 +141,7 @@ def early_seal() -> Mend:
 
         return planted
 
-    mends = replace_name(Saver, "_write_files", make_write), replace_name(Saver, "_seal", make_seal)
+    mends = replace_name(Writing, "_write_files", make_write), replace_name(Writing, "_seal", make_seal)
     return lambda: [mend() for mend in mends] and None
 
 

@@ -17,6 +17,7 @@ from data.loading.rows import build_reader, open_indexes
 from data.plan.plan import Cursor, Plan
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
+from tests.harness.commits import save_commit
 from tests.harness.parity import CASES
 from tests.harness.rows import PATCH_DIM, pack, random_sample
 from tests.harness.runs import data_config
@@ -24,8 +25,7 @@ from tests.prove.planting import replace_name
 from tests.prove.plants import PLANTS
 from train.batches import RowForm, announce
 from train.checkpoint.load import find_commit, load_weights
-from train.checkpoint.run import save_commit
-from train.checkpoint.save import Saver
+from train.checkpoint.writing import Writing
 from train.errors import CheckpointError
 
 
@@ -170,7 +170,7 @@ def _fill_with(parameters: dict[str, torch.nn.Parameter], value: float) -> None:
 def _save_until(made: layouts.Stage, run: Path, stop: int) -> bool:
     """Save, stopping at the `stop`-th fsync; whether the save came to its end. Nothing is tidied after the stop."""
     sync, seen = os.fsync, [0]
-    mend = replace_name(Saver, "_tidy", lambda _: lambda self, save: None)
+    mend = replace_name(Writing, "_tidy", lambda _: lambda self, save: None)
 
     def cut(number: Any) -> None:
         seen[0] += 1

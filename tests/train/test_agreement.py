@@ -31,7 +31,7 @@ class World:
             self.now = min(self.now + 1.0, stands_at)
 
         monkeypatch.setattr(agreement, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=sleep))
-        monkeypatch.setattr(agreement, "on_first_rank", lambda *_: "slowly/1")
+        monkeypatch.setattr(agreement, "on_first_rank", lambda *_: ("slowly/1", LIMIT))
         monkeypatch.setattr(agreement.distributed_c10d, "_get_default_store", lambda: store)
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
         monkeypatch.setattr(dist, "get_rank", lambda: here.rank)
@@ -41,7 +41,7 @@ class World:
         def run(rank: int) -> None:
             self._here.rank = rank
             try:
-                slowly_on_first_rank("fetching", action, LIMIT)
+                slowly_on_first_rank("fetching", action, LIMIT / (1 + 99 * rank))  # rank 0's counts
                 self.ended[rank] = "well"
             except CheckpointError as error:
                 self.ended[rank] = str(error)

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tests.harness.commits import save_commit
 from tests.train.toy_layouts import one
 from train.chain import chain_after
 from train.checkpoint.commits import Commit
 from train.checkpoint.load import find_commit
-from train.checkpoint.run import save_commit
 
 
 def saved(run: Path, step: int, recipe: str, **told: Any) -> Commit:

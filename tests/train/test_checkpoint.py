@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.harness.commits import save_commit
 from tests.prove.context import Worlds
 from tests.train.toy_layouts import STATE, Layout, ToyRank, differing, layouts, one, save, shapes, truth
 from train.checkpoint import disk
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
-from train.checkpoint.run import environment, save_commit
+from train.checkpoint.run import environment
 from train.errors import CheckpointError
 
 WORLD = 4

@@ -11,13 +11,13 @@ from model.build import build_model
 from model.hf_weights import hf_pieces
 from parallel.config import ParallelConfig
 from parallel.world import imagined_rank, model_parallel, pick_device
+from tests.harness.commits import save_commit
 from tests.harness.compare import compare
 from tests.harness.layouts import MODEL, start, train_on_layout
 from tests.harness.updates import CHANGES, RATES, check_updates, one_step
 from tests.prove.context import LAYOUTS, Worlds
 from train.checkpoint.entries import writer_of
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
-from train.checkpoint.run import save_commit
 from train.optimizer import is_vector, state_bytes
 from train.rates import layers_below_last
 from train.resolve import compose

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from data.plan.plan import Cursor
 from model.canonical import Box
 from parallel.config import ParallelConfig
+from tests.harness.commits import save_commit
 from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
 from tests.harness.runs import make_data, write_recipe
 from train.checkpoint.commits import Attempt, attempts
-from train.checkpoint.run import save_commit
 from train.config import InitConfig, RunConfig
 from train.ready import file_faults, open_data
 from train.resolve import compose, to_yaml

@@ -14,13 +14,13 @@ from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
 from parallel.zero import ZeroOptimizer
+from tests.harness.commits import save_commit
 from tests.harness.layouts import MODEL, STAGES, GivenBatches, _fill
 from tests.harness.rows import PATCH_DIM, random_step
 from tests.prove.context import Worlds
 from train.batches import RowForm
 from train.checkpoint.entries import writer_of
 from train.checkpoint.load import find_commit, load_optimizer, load_weights, read_tensors
-from train.checkpoint.run import save_commit
 from train.config import OptimizerConfig, StageConfig
 from train.optimizer import build_optimizer
 from train.state import TrainState

@@ -282,10 +282,11 @@ def a_rank_that_hangs_is_given_up_by_all(rank: int, folder: Path) -> None:
         assert 5.9 < time.monotonic() - started < 50
         assert "rank 1 did not write its part in time" in told[-2].fault  # type: ignore[operator]
         assert told[-1].step == 3 and told[-1].fault == "1 rank(s) still hang in the save before"
+        dist.barrier()
+        assert list(folder.glob("hang/checkpoints/step_00000002.*")), "a rank that hangs may still write there"
         release.set()
         assert made._saver._last.written.wait(60)  # type: ignore[union-attr]
     dist.barrier()
-    assert list(folder.glob("hang/checkpoints/step_00000002.*")), "a rank that hangs may still write there"
     made.save(4, {}, "")
     assert made.finish().fault is None
     told_why: list[str] = []

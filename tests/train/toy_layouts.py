@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.harness.commits import save_commit
 from train.checkpoint.entries import Writer
-from train.checkpoint.run import save_commit
 
 VOCAB, HIDDEN, LAYERS = 7, 3, 2
 PADDING = -77.0

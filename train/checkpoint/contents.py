@@ -44,3 +44,5 @@ class Outcome:
     """By which this rank's training was held up: the copy, and waiting for the save before."""
     write_seconds: float
     """From the copy to the verdict."""
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    """What the commit holds, on rank 0."""

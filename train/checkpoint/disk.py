@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 _BLOCK = 1 << 24
 """Bytes written or read at a time: between two a thread of the same process gets its turn."""
+_SYNCED = 1 << 30
+"""Bytes of a file that wait for the disk at most: no thread can be called back from the wait for all of a large one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,20 +32,27 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write(path: Path, pieces: Iterable[bytes | Bytes]) -> Digest:
+def write(path: Path, pieces: Iterable[bytes | Bytes], between: Callable[[], object] = lambda: None) -> Digest:
     """Write a file that was not there, and wait until the disk has it. Arrays are uint8, 1-D.
 
-    The checksum is of the bytes that were given, so a disk that keeps others is found out.
+    The checksum is of the bytes that were given, so a disk that keeps others is found out. `between` is called before
+    each block and once all are there; what it raises ends the writing.
     """
-    checksum, size = google_crc32c.Checksum(), 0
+    checksum, size, waiting = google_crc32c.Checksum(), 0, 0
     with path.open("xb", buffering=0) as file:
         for piece in pieces:
             whole = np.frombuffer(piece, dtype=np.uint8) if isinstance(piece, bytes) else piece
             for start in range(0, len(whole), _BLOCK):
+                between()
                 block = whole[start : start + _BLOCK]
                 checksum.update(block)
                 write_block(file.fileno(), block)
+                waiting += len(block)
+                if waiting >= _SYNCED:
+                    sync(file.fileno())
+                    waiting = 0
             size += len(whole)
+        between()
         sync(file.fileno())
     return Digest(size=size, crc32c=checksum.hexdigest().decode("ascii"))
 

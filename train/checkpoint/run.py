@@ -13,10 +13,9 @@ from torch import Tensor
 from train.agreement import rank_in, summed_over
 from train.checkpoint import commits, pruning
 from train.checkpoint.boxes import Chunk
-from train.checkpoint.commits import TENSORS, Commit, FileEntry, open_commit
+from train.checkpoint.commits import TENSORS, Commit, FileEntry
 from train.checkpoint.contents import Contents, Outcome
 from train.checkpoint.entries import (
-    ALONE,
     MODEL_PARTS,
     OPTIMIZER,
     Optimizer,
@@ -45,41 +44,6 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def save_commit(
-    run_dir: str | Path,
-    step: int,
-    parameters: Mapping[str, Tensor],
-    boxes: "Mapping[str, Box]",
-    optimizer: Optimizer | None,
-    told: Mapping[str, Any],
-    recipe: str,
-    *,
-    keep: int,
-    writer: Writer = ALONE,
-    group: dist.ProcessGroup | None = None,
-) -> Path:
-    """Write one checkpoint and wait for its seal. Returns its folder. Arguments are those of `RunCheckpoints`.
-
-    Raises:
-        CheckpointError: on every rank, if one could not write. The folder stays, unsealed.
-    """
-    checkpoints = RunCheckpoints(
-        run_dir,
-        parameters,
-        boxes,
-        optimizer,
-        writer=writer,
-        frozen=(),
-        keep=keep,
-        commit_seconds=3600.0,
-        group=group,
-    )
-    checkpoints.save(step, told, recipe)
-    outcome = checkpoints.finish()
-    assert outcome is not None
-    return outcome.path
 
 
 class RunCheckpoints:
@@ -149,6 +113,8 @@ class RunCheckpoints:
         records: Sequence[Mapping[str, Any]] = (),
         random: Sequence[Chunk] = (),
         aside: Aside | None = None,
+        *,
+        last: bool = False,
     ) -> None:
         """Copy the state as it is now; it is written while the caller goes on.
 
@@ -160,8 +126,9 @@ class RunCheckpoints:
             records: samples of this rank that could not be used.
             random: states of this rank's generators (train/checkpoint/generators.py).
             aside: for a call from another thread while the main thread is held.
+            last: no other save comes after it; the same on every rank.
         """
-        self._saver.save(lambda: self._contents(step, told, recipe, records, random, aside), aside)
+        self._saver.save(lambda: self._contents(step, told, recipe, records, random, aside), aside, last=last)
 
     @property
     def newest(self) -> int | None:
@@ -231,11 +198,7 @@ class RunCheckpoints:
         self._last = outcome
         if outcome.fault is None:
             self._newest = outcome.step
-        if outcome.fault is None and rank_in(self._group) == 0:
-            try:
-                self._remember(open_commit(outcome.path).files)
-            except (OSError, ValueError):  # the disk fails after all: what is not known is written again
-                self._known = {}
+            self._remember(outcome.files)
         self._tell(outcome)
 
     def _remember(self, files: Mapping[str, FileEntry]) -> None:

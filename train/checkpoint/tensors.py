@@ -46,10 +46,10 @@ class StoredBox:
         return _key(self.name, self.offset)
 
 
-def write_boxes(path: Path, chunks: Sequence[Chunk]) -> disk.Digest:
-    """Write chunks that lie in host memory into a new file. Raises OSError."""
+def write_boxes(path: Path, chunks: Sequence[Chunk], between: Callable[[], object] = lambda: None) -> disk.Digest:
+    """Write chunks that lie in host memory into a new file. Raises OSError, and what `between` raises (disk.py)."""
     described = [(chunk.name, chunk.whole, chunk.offset, tuple(chunk.data.shape), chunk.data.dtype) for chunk in chunks]
-    return _write(path, described, lambda number: chunks[number].data)
+    return _write(path, described, lambda number: chunks[number].data, between)
 
 
 class Described(Protocol):
@@ -76,7 +76,10 @@ def write_whole(path: Path, like: Described, names: Sequence[str], make: Callabl
 
 
 def _write(
-    path: Path, described: Sequence[tuple[str, Shape, Shape, Shape, torch.dtype]], data: Callable[[int], Tensor]
+    path: Path,
+    described: Sequence[tuple[str, Shape, Shape, Shape, torch.dtype]],
+    data: Callable[[int], Tensor],
+    between: Callable[[], object] = lambda: None,
 ) -> disk.Digest:
     # safetensors wants every tensor aligned to its own elements: the widest first.
     order = sorted(range(len(described)), key=lambda number: -described[number][4].itemsize)
@@ -91,7 +94,7 @@ def _write(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     pieces = (_bytes(data(number)) for number in order)
-    return disk.write(path, itertools.chain((struct.pack("<Q", len(text)), text), pieces))
+    return disk.write(path, itertools.chain((struct.pack("<Q", len(text)), text), pieces), between)
 
 
 def read_header(path: Path, file: str) -> list[StoredBox]:
