@@ -1,13 +1,19 @@
 """What a save holds, what it leaves out, and what it costs training."""
 
+import contextlib
 import json
+import math
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors import safe_open
+from torch import Tensor
 
 from launch.benchmark_saves import measure_saves
 from model.hf_weights import canonical_shape, hf_pieces
@@ -17,12 +23,14 @@ from tests.harness.layouts import STAGES
 from tests.harness.lives import Nursery, run_config
 from tests.harness.run_faults import well
 from tests.prove.planting import replace_name
-from tests.train.toy_layouts import ToyRank, differing, one
+from tests.train.toy_layouts import Layout, ToyRank, differing, one
 from train.checkpoint import commits, disk
-from train.checkpoint.entries import ALONE
+from train.checkpoint.contents import Outcome
+from train.checkpoint.entries import ALONE, Writer
 from train.checkpoint.load import find_commit, load_optimizer, load_weights
 from train.checkpoint.run import RunCheckpoints
 from train.config import RunConfig
+from train.errors import CheckpointError
 from train.resolve import compose
 
 STAGE = "stage3"  # of which one part is frozen
@@ -38,7 +46,7 @@ def stall_ratios(folder: Path) -> dict[str, float]:
 
 def written_later(folder: Path) -> tuple[int, int]:
     """(wrong, all) tensors of a save whose writing begins after training has changed every one of them."""
-    toy = one().fill()
+    toy = one(frozen=()).fill()
     made = RunCheckpoints(
         folder,
         toy.parameters,
@@ -53,17 +61,85 @@ def written_later(folder: Path) -> tuple[int, int]:
     mend = replace_name(disk, "make_folder", lambda real: lambda path: (go_on.wait(30), real(path)))
     try:
         made.save(1, {}, "")
-        for tensor in [*toy.parameters.values(), *(t for share in toy.held for t in share.tensors.values())]:
+        for tensor in _tensors(toy):
             tensor.fill_(3.0)
         go_on.set()
         made.finish()
     finally:
         mend()
-    loaded = one()
+    return unlike_at_the_call(folder)
+
+
+def _tensors(toy: ToyRank) -> list[Tensor]:
+    return [*toy.parameters.values(), *(tensor for share in toy.held for tensor in share.tensors.values())]
+
+
+def unlike_at_the_call(folder: Path) -> tuple[int, int]:
+    """(wrong, all) tensors of the newest commit, which was made by toys as `fill` leaves them."""
+    loaded = one(frozen=())
     commit = find_commit(folder, tell=lambda _: None)
     load_weights(commit, loaded.parameters, loaded.boxes)  # type: ignore[arg-type]
     load_optimizer(commit, loaded.boxes, loaded)  # type: ignore[arg-type]
     return len(differing(loaded)), len(ToyRank.pairs(loaded))
+
+
+SLOW_STEPS = (1, 4)
+"""Whose saves rank 1 writes slowly."""
+_SAVE_SECONDS, _BLOCK_SECONDS = 20.0, 1.0
+"""That a save may take, and a slow disk takes for a block, of which there are more than it has seconds."""
+
+
+def saved_after_slow_ones(folder: Path) -> tuple[int, int]:
+    """In a world of two: (of the two saves that follow one that is slow and was given up, how many are not committed;
+    whether one is not that follows such a save when the run has to end)."""
+    rank, told, left = dist.get_rank(), list[Outcome](), [math.inf]
+    toy = ToyRank(Layout(dp=2), rank, frozen=()).fill()
+    made = RunCheckpoints(
+        folder,
+        toy.parameters,
+        toy.boxes,  # type: ignore[arg-type]
+        toy,  # type: ignore[arg-type]
+        writer=Writer(tp_rank=0, dp_rank=rank, dp_size=2),
+        frozen=(),
+        keep=9,
+        commit_seconds=_SAVE_SECONDS,
+        tell=told.append,
+        seconds_left=lambda: left[0],
+    )
+    begun = threading.Event()
+
+    def write(real: Callable[..., None]) -> Callable[..., None]:
+        def slowly(descriptor: int, block: disk.Bytes) -> None:
+            real(descriptor, block)
+            if commits.step_of(Path(f"/proc/self/fd/{descriptor}").readlink().parent.name) in SLOW_STEPS:
+                begun.set()
+                time.sleep(_BLOCK_SECONDS)
+
+        return slowly
+
+    mend = replace_name(disk, "write_block", write) if rank == 1 else lambda: None
+    try:
+        for step in (1, 2, 3, 4):
+            made.save(step, {}, "")
+            if step in SLOW_STEPS:
+                assert rank == 0 or begun.wait(60)
+                begun.clear()
+                dist.barrier()
+                left[0] = 0.0
+            made.settle()
+            left[0] = math.inf
+        left[0] = 0.0
+        made.save(5, {}, "", last=True)
+        for tensor in _tensors(toy):
+            tensor.fill_(3.0)
+        with contextlib.suppress(CheckpointError):
+            made.finish()
+        dist.barrier()
+    finally:
+        mend()
+    sealed = {outcome.step for outcome in told if outcome.fault is None}
+    assert not sealed.intersection(SLOW_STEPS), "what was slow was not given up"
+    return len({2, 3} - sealed), len({5} - sealed)
 
 
 def frozen_run(nursery: Nursery, folder: Path, data: Path, plant: str | None) -> RunConfig:

@@ -1,6 +1,7 @@
 """Requests to end a run, with threads as ranks: no step is updated on some ranks and dropped on others, whenever it
 comes. Whole jobs: tests/train/test_signals.py."""
 
+import math
 import random
 import threading
 import time
@@ -215,6 +216,75 @@ def test_no_step_is_made_on_some_ranks_and_dropped_on_others(seed: int) -> None:
     assert len(set(job.updates)) == 1, job.updates
     for state, updated in job.saved.values():
         assert updated <= state and skipped >= set(range(updated + 1, state + 1))
+
+
+def test_a_rank_that_is_told_late_of_what_all_agreed_to_has_no_more_time_than_the_others() -> None:
+    """It is what uploads are given, and whether a last save that failed is a failure."""
+    store, barrier, flags = dist.HashStore(), threading.Barrier(2), [False, False]
+    stops = [Stop(rank, 2, lambda: store, lambda text: None) for rank in range(2)]
+    left: dict[int, float] = {}
+
+    def train(rank: int) -> None:
+        stop = stops[rank]
+        with stop.serving(25.0, lambda state, gathered: ""):
+            stop.begin(1, 0)
+            if rank == 1:
+                stop.hear()
+            flags[rank] = stop.asks()
+            barrier.wait(30)
+            stop.admit(any(flags))
+            left[rank] = stop.seconds_left if stop.agreed and stop.heard else math.inf
+
+    threads = [threading.Thread(target=train, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(left) == 2 and all(seconds <= 25.0 for seconds in left.values()), left
+
+
+def test_no_rank_goes_on_alone_from_the_save_before_where_it_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `Trainer.save` does it. One rank knows first what became of that save, and is in a collective when the other
+    is held. The gate is closed then, and the state of both is there."""
+    store, barrier, flags = dist.HashStore(), threading.Barrier(2), [False, False]
+    told, passed, ended = threading.Event(), list[int](), dict[int, str]()
+    everybody = threading.Event()
+
+    def ends(rank: int) -> Callable[[str], None]:
+        def end(text: str) -> None:
+            ended[rank] = text
+            if len(ended) == 2:
+                everybody.set()
+
+        return end
+
+    stops = [Stop(rank, 2, lambda: store, ends(rank)) for rank in range(2)]
+    monkeypatch.setattr(stop_module, "_LEAST_PATIENCE", 2.0)
+
+    def train(rank: int) -> None:
+        stop = stops[rank]
+        with stop.serving(1.0, lambda state, gathered: f"saved {gathered(state)}"):
+            for step in (1, 2):  # the agreement of the step, and that of the save after it
+                stop.begin(step, step - 1)
+                if (rank, step) == (0, 2):
+                    told.wait(60)
+                flags[rank] = stop.asks()
+                barrier.wait(60)
+                asked = any(flags)
+                barrier.wait(60)
+                stop.admit(asked)
+            passed.append(rank)
+
+    for rank in range(2):
+        threading.Thread(target=train, args=(rank,), daemon=True).start()
+    while any(stop._entered < 1 + stop._rank for stop in stops):
+        time.sleep(0.005)
+    for stop in stops:
+        stop.hear()
+    assert everybody.wait(60) and ended == {0: "saved [1, 1]", 1: "saved [1, 1]"}
+    told.set()  # it hears at last, and is parked with the other
+    time.sleep(0.2)
+    assert not passed
 
 
 def test_signals_of_one_request_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,13 @@ from train.config import RunConfig
 
 def cases() -> dict[str, Case]:
     """Every case by its key."""
-    return {"commit": _commit(), "frozen": _frozen(), "at the call": _at_the_call(), "stall": _stall()}
+    return {
+        "commit": _commit(),
+        "frozen": _frozen(),
+        "at the call": _at_the_call(),
+        "given up": _given_up(),
+        "stall": _stall(),
+    }
 
 
 def _frozen_run(context: Context) -> RunConfig:
@@ -53,6 +59,30 @@ def _at_the_call() -> Case:
         return [Cell(name=name, measured=wrong, limit=0, unit=f"of {total}")]
 
     return Case(item=3, names=(name,), run=run)
+
+
+def _given_up() -> Case:
+    title = "rank 1 of DP2 writes slowly, and its save is given up"
+    names = tuple(
+        f"{title}: {what}"
+        for what in (
+            "the next save and the one after it that are not committed",
+            "the run is asked to end, and its last save is not committed",
+            "tensors of the last save that are not as they were at its call",
+        )
+    )
+
+    def run(context: Context) -> list[Cell]:
+        folder = context.scratch / "given up"
+        found = context.run(2, save_measures.saved_after_slow_ones, folder=folder)[0]
+        wrong, total = context.run_here(save_measures.unlike_at_the_call, folder=folder)
+        values = ((found[0], "of 2"), (found[1], "of 1"), (wrong, f"of {total}"))
+        return [
+            Cell(name=name, measured=value, limit=0, unit=unit)
+            for name, (value, unit) in zip(names, values, strict=True)
+        ]
+
+    return Case(item=3, names=names, run=run)
 
 
 def _stall() -> Case:

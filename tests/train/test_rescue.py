@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from parallel.stop import Stop
 from tests.train.toy_layouts import one
 from train import trainer, uploading
+from train.checkpoint.contents import Outcome
 from train.checkpoint.entries import ALONE
 from train.checkpoint.load import find_commit
 from train.checkpoint.run import RunCheckpoints
@@ -62,6 +65,54 @@ def test_a_last_save_that_fails_is_no_failure_of_a_run_that_can_go_on(
             Trainer._last_saved(run)
     else:
         assert trainer._where(Trainer._last_saved(run)) == " could not be saved: the disk is full"
+
+
+def trainer_at(step: int, due: int, stop: Stop) -> Any:
+    made: Any = object.__new__(Trainer)
+    made.run, made.stop = SimpleNamespace(stop_after_steps=due), stop
+    made.state, made.groups = SimpleNamespace(step=step), SimpleNamespace(rank=0)
+    made.watch = SimpleNamespace(board=SimpleNamespace(tell=lambda phase: None))
+    made.metrics = None
+    return made
+
+
+@pytest.mark.parametrize(("asked", "due", "last"), [(False, 9, False), (True, 9, True), (False, 3, True)])
+def test_a_save_begins_when_all_ranks_have_heard_of_the_one_before(
+    asked: bool, due: int, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the state of each can be held, whichever of them is late."""
+    monkeypatch.setattr(Trainer, "progress", 0.0)
+    monkeypatch.setattr(Trainer, "_finished", lambda _: SimpleNamespace(step=3, told=dict, records=[], random=[]))
+    monkeypatch.setattr(Trainer, "_recipe", lambda _: "")
+    store = dist.HashStore()
+    stop = Stop(0, 1, lambda: store, print)
+    made, done = trainer_at(3, due, stop), list[tuple[str, bool]]()
+
+    def agree(group: None, flag: bool) -> bool:
+        done.append(("agree", stop._state is not None))
+        return asked
+
+    monkeypatch.setattr(trainer, "any_of", agree)
+    made.optimizer = SimpleNamespace(average_replicas=lambda: done.append(("average", stop._state is not None)))
+    made.checkpoints = SimpleNamespace(
+        settle=lambda: done.append(("settle", stop._state is not None)),
+        save=lambda *_, last: done.append(("last" if last else "save", stop._state is not None)),
+    )
+    with stop.serving(30.0, lambda state, gathered: ""):
+        made.save()
+    assert done == [("settle", True), ("agree", True), ("average", False), ("last" if last else "save", False)]
+    assert stop.agreed == stop.heard == asked
+
+
+@pytest.mark.parametrize(("due", "goes_on"), [(9, True), (3, False)])
+def test_training_is_said_to_go_on_where_it_does(
+    due: int, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "progress", 0.0)
+    failed = Outcome(step=3, path=Path("f"), fault="no room", nbytes=1, stall_seconds=0.0, write_seconds=1.0)
+    trainer_at(3, due, Stop(0, 1, dist.HashStore, print))._saved(failed)
+    told = capsys.readouterr().err
+    assert "step 3 was not finished and counts for nothing: no room" in told and ("goes on" in told) == goes_on
 
 
 def test_a_start_that_fails_before_its_first_step_has_the_step_of_the_commit(tmp_path: Path) -> None:
