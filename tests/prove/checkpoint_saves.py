@@ -75,11 +75,13 @@ def _given_up() -> Case:
     def run(context: Context) -> list[Cell]:
         folder = context.scratch / "given up"
         found = context.run(2, save_measures.saved_after_slow_ones, folder=folder)[0]
-        wrong, total = context.run_here(save_measures.unlike_at_the_call, folder=folder)
-        values = ((found[0], "of 2"), (found[1], "of 1"), (wrong, f"of {total}"))
+        values = [(found[0], "of 2"), (found[1], "of 1")]
+        if not found[1]:
+            wrong, total = context.run_here(save_measures.unlike_at_the_call, folder=folder)
+            values.append((wrong, f"of {total}"))
         return [
             Cell(name=name, measured=value, limit=0, unit=unit)
-            for name, (value, unit) in zip(names, values, strict=True)
+            for name, (value, unit) in zip(names, values, strict=False)
         ]
 
     return Case(item=3, names=names, run=run)

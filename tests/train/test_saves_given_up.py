@@ -128,8 +128,11 @@ def test_of_two_threads_that_wait_each_waits_for_the_save_that_it_found(
         saver._current = replace(first, path=tmp_path / "another")
 
     monkeypatch.setattr(saver, "poll", poll)
-    saver._wait(lambda: math.inf)
+    waiting = threading.Thread(target=saver._wait, args=(lambda: math.inf,), daemon=True)
+    waiting.start()
+    waiting.join(10)
     go_on.set()
+    assert not waiting.is_alive()
     assert first.tidied.wait(20) and not told
 
 
