@@ -40,7 +40,9 @@ def draw(
     """
     values = [value for column in series.values() for value in column[np.isfinite(column)].tolist()]
     if not values or not len(steps):
-        return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><text x="{_LEFT}" y="40">no values</text></svg>')
+        return Markup(
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><text x="{_LEFT}" y="40">no values</text></svg>'
+        )
     low, high = _limits(np.array(values), zero)
     plot = _Plot(first=float(steps[0]), last=float(max(steps[-1], steps[0] + 1)), low=low, high=high)
     pieces = [*_grid(plot, unit), *_marked(plot, marks)]

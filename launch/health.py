@@ -138,7 +138,11 @@ def _judged(value: float, limits: tuple[float, float]) -> State:
 def _tenths(values: Floats) -> list[float]:
     """Means of the finite values, a tenth of them after the other."""
     finite = values[np.isfinite(values)]
-    return [float(part.mean()) for part in np.array_split(finite, min(10, len(finite))) if len(part)] if len(finite) else []
+    return (
+        [float(part.mean()) for part in np.array_split(finite, min(10, len(finite))) if len(part)]
+        if len(finite)
+        else []
+    )
 
 
 def _last(values: Floats) -> float:

@@ -99,7 +99,9 @@ def view(story: Story, name: str) -> RunView:
         charts=list(_charts(story)),
         mixture=_mixture(story),
         quarantine=_cut([[source, f"{count}", why] for (source, why), count in reasons.most_common()]),
-        records=_cut([[text(r.get(key), 200) for key in ("source", "key", "where", "reason")] for r in story.quarantine]),
+        records=_cut(
+            [[text(r.get(key), 200) for key in ("source", "key", "where", "reason")] for r in story.quarantine]
+        ),
         checkpoints=_checkpoints(story),
         starts=_starts(story),
         skipped=_cut([[text(s.get("step"), 20), text(s.get("reason"), 300)] for s in story.skipped]),

@@ -150,9 +150,7 @@ class Metrics:
     def _of_sources(self, report: StepReport) -> dict[str, dict[str, Any]]:
         """What the step had of each source; those it had nothing of are left out."""
         named = zip(self._sources, report.sources, strict=True)
-        return {
-            name: {"loss": _finite(of.loss), **of.counts._asdict()} for name, of in named if of.counts.samples
-        }
+        return {name: {"loss": _finite(of.loss), **of.counts._asdict()} for name, of in named if of.counts.samples}
 
     def _spreads(self, plan: StepPlan) -> dict[str, float]:
         """How unevenly the step's work lies on replicas, over all and of the vision tower, and pictures on rows."""

@@ -64,7 +64,13 @@ _ROWS, _PATCHES, _TARGETS = 160 * 256, 60 * 256, 129
 
 _ANNOUNCED = (
     _line("replica", "broadcast", 1, 4 * 7 * 8, "the table: 7 counts of each microbatch"),
-    _line("replica", "broadcast", 1, 841 * 8, "the payload: tokens, targets, positions, lengths, sources, grids, visual places"),
+    _line(
+        "replica",
+        "broadcast",
+        1,
+        841 * 8,
+        "the payload: tokens, targets, positions, lengths, sources, grids, visual places",
+    ),
 )
 _TOLD = _line(
     "world",

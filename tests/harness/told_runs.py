@@ -13,7 +13,7 @@ SOURCES = ("captions", "documents", "clips")
 
 
 def write_run(
-    folder: Path, steps: int = 400, *, pipeline: bool = True, sources: tuple[str, ...] = SOURCES, words: str = ""
+    folder: Path, steps: int = 600, *, pipeline: bool = True, sources: tuple[str, ...] = SOURCES, words: str = ""
 ) -> Path:
     """A healthy run of so many steps, with a checkpoint every fourth of them, an evaluation every half, one step left
     out and one resume.
@@ -38,7 +38,7 @@ def write_run(
             {
                 "stage": "stage2",
                 "step": step,
-                "losses": {name: 2.0 - step / steps for name in sources},
+                "losses": dict.fromkeys(sources, 2.0 - step / steps),
                 "samples": [sample.to_dict() for sample in shown],
             }
             for step in (steps // 2, steps)

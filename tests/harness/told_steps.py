@@ -80,7 +80,9 @@ def losses_alone(stage: str = "stage2") -> list[float]:
     losses = []
     for source in range(SOURCES - 1):
         rows = [
-            replace(row, targets=np.where(np.repeat(row.source_ids, row.segment_lengths) == source, row.targets, IGNORE))
+            replace(
+                row, targets=np.where(np.repeat(row.source_ids, row.segment_lengths) == source, row.targets, IGNORE)
+            )
             for row in mixed_rows()
         ]
         with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:

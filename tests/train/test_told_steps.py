@@ -5,7 +5,15 @@ import math
 import pytest
 
 from parallel.config import ParallelConfig
-from tests.harness.told_steps import SOURCES, counts_due, loss_error, losses_alone, norm_error, part_norms_due, told_step
+from tests.harness.told_steps import (
+    SOURCES,
+    counts_due,
+    loss_error,
+    losses_alone,
+    norm_error,
+    part_norms_due,
+    told_step,
+)
 from tests.prove.context import LAYOUTS, Worlds
 
 
