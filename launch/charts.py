@@ -74,7 +74,7 @@ def buckets(steps: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floa
 
 
 def smooth(values: Floats) -> Floats:
-    """Means over what lies around each value, nan left out: unlike a mean over the past it does not lag behind a fall."""
+    """Means over what lies around each value, nan left out: unlike means over the past, they do not lag."""
     reach = max(1, len(values) // _SMOOTHED)
     held = np.isfinite(values)
     sums, counts = (np.concatenate(([0.0], np.cumsum(each))) for each in (np.where(held, values, 0.0), held))

@@ -20,8 +20,8 @@ from train.ending import Ending, read_ending
 
 Floats = NDArray[np.float64]
 _PLAIN = (
-    "time", "loss", "grad_norm", "tokens", "samples", "step_tokens", "tokens_per_second", "step_seconds", "data_seconds",
-    "bubble", "mfu", "bad_samples", "load_spread", "visual_load_spread", "microbatch_visual_spread", "replica_drift",
+    "time", "loss", "grad_norm", "tokens", "samples", "tokens_per_second", "step_seconds", "data_seconds", "bubble",
+    "mfu", "bad_samples", "load_spread", "visual_load_spread", "microbatch_visual_spread", "replica_drift",
     "store_retries",
 )  # fmt: skip
 _MOST_NAMES = 64  # of sources, parts; a file that has more is not one of ours

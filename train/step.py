@@ -158,8 +158,8 @@ def _over_replicas(parts: StepParts, announced: Announced, waited: float) -> _Wh
     """One reduction for everything that replicas count.
 
     The number of targets is the loss's denominator: the whole step's and known before forward, so no split of the step
-    changes a gradient. What metrics alone want comes along: under a kilobyte, 8 bytes a replica and 24 a source, while a
-    reduction of its own would cost every step another round of messages.
+    changes a gradient. What metrics alone want comes along: under a kilobyte, 8 bytes a replica and 24 a source, while
+    a reduction of its own would cost every step another round of messages.
     """
     groups = parts.groups
     counts = [announced.num_targets, announced.num_samples, announced.num_bad, *astuple(announced.work)]
@@ -210,7 +210,7 @@ def _count_non_finite(state: TrainState, fault: str | None, limit: int) -> None:
 
 
 def forward_backward(parts: StepParts, announced: Announced, targets: int, forward_only: bool = False) -> Losses:
-    """Run the step's microbatches; returns what they lost over the step's `targets` supervised tokens, on every rank."""
+    """Run the step's microbatches; returns their loss over the step's `targets` supervised tokens, on every rank."""
     sources = torch.arange(len(announced.by_source), device=parts.groups.device).view(-1, 1)
     # DeepSpeed averages gradients over the data axis, so the loss of a replica is scaled up by its size.
     scale = parts.groups.dp_size / targets

@@ -77,7 +77,7 @@ _TOLD = _line(
     "allreduce",
     1,
     (2 + 3 + 2) * 8,
-    "whether gradients are finite on every rank, any is asked to end, squared norms of 3 parts, 2 times of the pipeline",
+    "whether gradients are finite on every rank, any is asked to end; squared norms of 3 parts, 2 times",
 )
 _ENDS = (
     _line("pp", "broadcast", 1, 2 * 8, "the loss, and that of each source, from the last pipeline stage"),

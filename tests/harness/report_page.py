@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 # Every tag and attribute that the template and the charts write.
 ALLOWED = {
-    "html": {"lang"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"}, "title": set(), "style": set(),
-    "body": set(), "h1": set(), "h2": set(), "h3": set(), "p": {"class"}, "div": {"class"}, "span": {"class"},
-    "b": set(), "i": {"class"}, "dl": {"class"}, "dt": set(), "dd": set(), "figure": set(), "figcaption": set(),
-    "svg": {"viewbox", "role"}, "path": {"class", "d"}, "text": {"x", "y", "text-anchor"}, "img": {"src", "alt"},
-    "table": {"class"}, "tbody": set(), "tr": set(), "th": {"class"}, "td": {"class"}, "details": set(), "summary": set(),
-    "pre": set(), "section": {"class"},
+    "html": {"lang"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"}, "title": set(),
+    "style": set(), "body": set(), "h1": set(), "h2": set(), "h3": set(), "p": {"class"}, "div": {"class"},
+    "span": {"class"}, "b": set(), "i": {"class"}, "dl": {"class"}, "dt": set(), "dd": set(), "figure": set(),
+    "figcaption": set(), "svg": {"viewbox", "role"}, "path": {"class", "d"}, "text": {"x", "y", "text-anchor"},
+    "img": {"src", "alt"}, "table": {"class"}, "tbody": set(), "tr": set(), "th": {"class"}, "td": {"class"},
+    "details": set(), "summary": set(), "pre": set(), "section": {"class"},
 }  # fmt: skip
 _ALONE = ("meta", "img", "path")
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")

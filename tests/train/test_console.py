@@ -18,7 +18,8 @@ def test_rates_are_of_all_steps_since_the_line_before(capsys: pytest.CaptureFixt
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("stage2  step     1    1%  loss 1.5000  norm 0.250")
     assert second == (
-        "stage2  step     3   25%  loss 1.5000  norm 0.250      500 tokens/s  mfu 50.0%  data wait 25%  bubble 20%  5 min left"
+        "stage2  step     3   25%  loss 1.5000  norm 0.250      500 tokens/s  mfu 50.0%  data wait 25%  bubble 20%  "
+        "5 min left"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a step tells beside its loss: norms of parts, losses of sources, the pipeline's bubble; the same on any layout."""
+"""What a step tells beside its loss: norms of parts, losses of sources, the bubble; the same on any layout."""
 
 import math
 
