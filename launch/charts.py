@@ -86,6 +86,12 @@ def smooth(values: Floats) -> Floats:
         return (sums[stops] - sums[starts]) / (counts[stops] - counts[starts])
 
 
+def latest(values: Floats) -> float:
+    """Mean over the last fiftieth of the finite values, nan if there is none: of one step alone it would be chance."""
+    finite = values[np.isfinite(values)]
+    return float(finite[-max(1, len(finite) // _SMOOTHED) :].mean()) if len(finite) else math.nan
+
+
 def short(value: float, unit: str = "") -> str:
     """A number in about four characters: 0.31, 12, 5.4k, 31 %."""
     if not math.isfinite(value):

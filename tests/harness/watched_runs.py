@@ -31,7 +31,7 @@ def alive_on_page(folder: Path) -> int:
 
 
 def unlike_in_browser(folder: Path) -> int:
-    """What a browser finds on that page otherwise than written; 1 for no browser, and for a page that it shows blank."""
+    """What a browser finds on that page otherwise than written; 1 for no browser, or for a page that it shows blank."""
     browser = find_browser(folder.parent)
     if browser is None:
         return 1

@@ -69,7 +69,7 @@ def test_nothing_of_a_hostile_folder_is_alive(tmp_path: Path) -> None:
     page = read_report(write_run_report(run).read_text("utf-8"))
     assert page.foreign == []
     for text in HOSTILE:
-        assert page.text.count(visible(text)) >= 2, text  # short cells are cut
+        assert visible(text) in page.text, text
     assert page.pictures == 0
 
 
