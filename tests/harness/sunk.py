@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,28 @@ def read_tensorboard(folder: Path) -> tuple[dict[str, dict[int, float]], dict[st
 
 def read_wandb(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(every row that was logged offline, the config) of the only run below `folder`."""
-    from wandb.proto import wandb_internal_pb2
-
     (path,) = folder.glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while not (records := [_record(data) for data in _framed(path.read_bytes())])[-1].HasField("exit"):
+        assert time.monotonic() < deadline, "wandb's own process has not written the end of the run"
+        time.sleep(0.1)
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
-    for data in _framed(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records:
         if record.HasField("history"):
             items = record.history.item
             history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
         if record.HasField("run"):
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
     return history, config
+
+
+def _record(data: bytes) -> Any:
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(data)
+    return record
 
 
 _BLOCK, _HEAD = 32768, struct.Struct("<IHB")

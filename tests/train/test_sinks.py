@@ -63,7 +63,7 @@ def test_wandb_offline_has_every_number_and_the_table(tmp_path: Path) -> None:
         assert {name: row[name] for name in scalars(line)} == pytest.approx(scalars(line))
     (table,) = [row["samples/path"] for row in history if "samples/path" in row]
     stored = json.loads(next(tmp_path.glob(f"wandb/offline-run-*/files/{table}")).read_text())
-    assert stored["columns"] == ["source", "sample", "prompt", "expected", "answer", "right", "loss", "pictures"]
+    assert stored["columns"] == ["source", "sample", "prompt", "expected", "answer", "right", "loss", "picture 0"]
     assert stored["data"][0][:7] == ["captions", "captions:7", SHOWN[0].prompt, "one", SHOWN[0].answer, False, 0.5]
     assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/*.png"))) == 1
     assert config["stage"]["name"] == "stage2" and config["optimizer"]["clip_norm"] == 1.0
