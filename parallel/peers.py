@@ -47,6 +47,8 @@ class Order:
     """Ranks that get this."""
     lost: tuple[int, ...]
     """Ranks that do not, and may have to be killed."""
+    folder: str = ""
+    """Gets a file from each rank; empty for none."""
 
 
 class Peers:

@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from parallel import stacks
+from parallel import calls, stacks
 from parallel.config import ParallelConfig
 from parallel.grid import Grid
-from parallel.judge import Conclude, Judge, Limits, keep, say
+from parallel.dump import dump_own, keep, say
+from parallel.judge import Conclude, Judge, Limits
 from parallel.peers import Order, Peers, own_store
 from parallel.place import OPEN_ENDED, Board, SharedMemory, kill_the_others
 from parallel.stop import Stop
@@ -51,7 +52,7 @@ class Watch:
         config: ParallelConfig,
         run_dir: str | Path,
         mendable: tuple[type[BaseException], ...],
-        conclude: Conclude = lambda again, reason, step: None,
+        conclude: Conclude = lambda how, reason, step: None,
     ) -> None:
         """Args:
         run_dir: gets a file in `faults/` where there is something to tell.
@@ -250,22 +251,24 @@ class Watch:
         self._leave(order)
 
     def _answer(self) -> None:
-        self._peers.answer(
-            Answer(
-                rank=self._rank,
-                place=self.board.read(),
-                waits=stacks.waits_for_ranks() is not None,
-                seconds=time.monotonic() - self._moved,
-                stack=self._traceback or stacks.main_stack(self._outermost),
-                others=stacks.other_stacks(),
-                neighbours=self._peers.neighbours(),
-            )
+        self._answered = Answer(
+            rank=self._rank,
+            place=self.board.read(),
+            waits=stacks.waits_for_ranks() is not None,
+            seconds=time.monotonic() - self._moved,
+            stack=self._traceback or stacks.main_stack(self._outermost),
+            others=stacks.other_stacks(),
+            calls=calls.last_calls(),
+            neighbours=self._peers.neighbours(),
         )
+        self._peers.answer(self._answered)
 
     def _leave(self, order: Order) -> NoReturn:
         """End this process when every rank has its orders: the store may go with the first that leaves."""
         if order.line and order.teller != self._rank:
             say(f"[rank {self._rank}] ended with the job: {order.line}\n")
+        if order.folder:
+            dump_own(order.folder, self._answered, self._grid, self.names, self._limits.settle)
         started = time.monotonic()
         with suppress(dist.DistError):
             self._peers.leave()
@@ -284,7 +287,7 @@ class Watch:
                 path, f"{place}: {why}\n{self._traceback or stacks.main_stack(self._outermost)}{stacks.other_stacks()}"
             )
         asked = bool(self._signal) or self.stop.heard
-        self._conclude(asked, f"rank {self._rank}: {why}", self.board.read().steps_done)
+        self._conclude("asked" if asked else "failed", f"rank {self._rank}: {why}", self.board.read().steps_done)
         self._exit(128 + self._signal if self._signal else FAULT_CODE)
 
     def _exit(self, code: int) -> NoReturn:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from data.errors import BadSamples, ShardFault, StoreError
 from data.plan.plan import Cursor, Plan, assign_rows
+from parallel.place import Place
 from parallel.verdict import Names
 from train.errors import CheckpointError
 from train.step import NonFiniteStep
@@ -13,14 +14,14 @@ MENDABLE = (ValueError, CheckpointError, BadSamples, ShardFault, StoreError, Non
 
 
 def sample_names(plan: Plan, dp_size: int) -> Names:
-    """How to name the samples of a step of which a watch knows the cursor alone: "source:index in the source".
+    """How to name the samples of a step of which a watch knows the place alone: "source:index in the source".
 
     Asked for when a run ends, in the thread of the watch; a step pays nothing for it.
     """
     sources = [source.name for source in plan.config.sources]
 
-    def names(data: tuple[int, int], dp_rank: int) -> Sequence[Sequence[str]]:
-        window, row = data
+    def names(place: Place, dp_rank: int) -> Sequence[Sequence[str]]:
+        window, row = place.data
         rows = plan.step(Cursor(window=window, row=row)).rows
         mine = assign_rows(rows, dp_size)[dp_rank]
         return [[f"{sources[source]}:{index}" for source, index in rows[number].samples] for number in mine]
