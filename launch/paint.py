@@ -1,4 +1,4 @@
-"""Patches back to pictures: what the model is shown, as PNG data URLs. P patches, D floats of a patch, F frames."""
+"""What the model is shown, as PNG data URLs."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ from data.config import ImageConfig, VideoConfig
 from data.encoding.encode import media_grid
 from data.errors import SampleError
 from data.loading.media import PatchReader
-from data.types import Bytes, Float32, Grid, MediaSize, RawSample
-from data.visual.images import CLIP_MEAN, CLIP_STD
+from data.types import Bytes, Grid, MediaSize, RawSample
+from data.visual.images import unpatched
 
 MOST_BYTES = 6_000_000  # of pictures on one page; browsers open more, but slowly
 MOST_FRAMES = 4  # of a clip, evenly from first to last
@@ -50,17 +50,6 @@ class Painter:
     def close(self) -> None:
         """End the decoder's process."""
         self._reader.close()
-
-
-def unpatched(patches: Float32, grid: Grid, config: ImageConfig) -> Bytes:
-    """uint8 (F, height, width, 3) of normalised patches (P, D): what data.images.patchify made them of."""
-    size, merge, depth = config.patch_size, config.merge_size, config.temporal_patch_size
-    time, rows, columns = grid.merged
-    blocks = patches.reshape(time, rows, columns, merge, merge, 3, depth, size, size)
-    # time, block row, block column, row in block, column in block, colour, frame, y, x -> frames of pixels
-    frames = blocks.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(time * depth, grid.height, grid.width, 3)
-    shares = frames * np.array(CLIP_STD, dtype=np.float32) + np.array(CLIP_MEAN, dtype=np.float32)
-    return np.asarray(np.rint(shares * 255).clip(0, 255), dtype=np.uint8)
 
 
 def _url(pixels: Bytes) -> str:

@@ -31,6 +31,8 @@ class Row:
     """int64 (S,), places of the row whose next token is to be learnt; one that is not stands in where there is none"""
     targets: Tensor
     """int64 (1, S), those next tokens; negative for a place that stands in"""
+    sources: Tensor
+    """int64 (1, S), the source of the sample that each is of; losses are told by it, nothing is computed from it"""
     positions: Tensor
     """int64 (3, 1, T), temporal, height and width position (M-RoPE)"""
     segments: Segments

@@ -18,10 +18,18 @@ from torch import Tensor
 
 from parallel.groups import Groups
 from parallel.place import Board
+from parallel.stopwatch import Stopwatch
 
 
 class AnnouncedCommunicator(P2PCommunicator):
-    """Looks shapes up by microbatch number where megatron-core would exchange them before every message."""
+    """Looks shapes up by microbatch number where megatron-core would exchange them before every message.
+
+    `waited` runs while this rank is at a message: it waits there for its neighbours, and for little else.
+    """
+
+    def __init__(self, groups: Groups, config: Any) -> None:
+        super().__init__(pp_group=groups.pp, config=config)
+        self.waited = Stopwatch(groups.device)
 
     def announce(self, shapes: Sequence[tuple[int, int, int]], chunks: int, group_size: int) -> None:
         """Set the hidden-state shape of each microbatch of the coming step.
@@ -34,6 +42,10 @@ class AnnouncedCommunicator(P2PCommunicator):
         around = [shapes[microbatch] for microbatch, chunk in table if chunk < chunks - 1]
         self._forward = iter(around if self.pp_group.rank() == 0 else every)
         self._backward = iter(around if self.pp_group.rank() == self.pp_group.size() - 1 else every)
+
+    def _communicate(self, **message: Any) -> Any:
+        with self.waited.running():
+            return super()._communicate(**message)
 
     def _communicate_shapes(
         self, tensor_send_next: Tensor | None, tensor_send_prev: Tensor | None, recv_prev: bool, recv_next: bool
@@ -55,7 +67,8 @@ class Schedule:
         self._groups = groups
         self.board = board or Board()
         """Is told of every microbatch that goes forward or backward, and by the step of what comes after."""
-        self._communicator = AnnouncedCommunicator(pp_group=groups.pp, config=config)
+        self._communicator = AnnouncedCommunicator(groups, config)
+        self._whole = Stopwatch(groups.device)
         self._hidden_size: int = config.hidden_size
         self._group_size: int = config.microbatch_group_size_per_vp_stage
         self._slices = groups.tp_size if config.sequence_parallel else 1
@@ -94,17 +107,23 @@ class Schedule:
 
             return output, sum_loss
 
-        return self._loop()(
-            forward_step_func=forward_step,
-            data_iterator=[iter(enumerate(microbatches)) for _ in self._chunks],
-            model=self._chunks,
-            num_microbatches=len(microbatches),
-            seq_length=1,  # unused: shapes are announced
-            micro_batch_size=1,
-            forward_only=forward_only,
-            p2p_communicator=self._communicator,
-            pg_collection=self._groups.megatron,
-        )
+        self.seconds()  # of a step whose were not asked for
+        with self._whole.running():
+            return self._loop()(
+                forward_step_func=forward_step,
+                data_iterator=[iter(enumerate(microbatches)) for _ in self._chunks],
+                model=self._chunks,
+                num_microbatches=len(microbatches),
+                seq_length=1,  # unused: shapes are announced
+                micro_batch_size=1,
+                forward_only=forward_only,
+                p2p_communicator=self._communicator,
+                pg_collection=self._groups.megatron,
+            )
+
+    def seconds(self) -> tuple[float, float]:
+        """(waited for other pipeline stages, in all) of the last `run` on this rank, once its device is through it."""
+        return self._communicator.waited.take(), self._whole.take()
 
     def _loop(self) -> Callable[..., list[Tensor]]:
         if self._groups.pp_size == 1:

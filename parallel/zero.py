@@ -7,9 +7,9 @@ and accumulates gradients in fp32. What they expect differently is said at each 
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import deepspeed
 import torch
@@ -21,9 +21,10 @@ from parallel.collectives import any_of, sum_over
 from parallel.config import ParallelConfig
 from parallel.gradients import finish_model_gradients
 from parallel.groups import Groups
+from parallel.norms import Piece, squared_norms
 from parallel.replicas import have_parted, mean_copy
 from parallel.stop import Stop
-from parallel.zero_config import Mpu, deepspeed_config
+from parallel.zero_config import Mpu, deepspeed_config, placeholder
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
@@ -50,6 +51,18 @@ class Fragment:
     numel: int
     tensors: dict[str, Tensor]
     """'master', 'exp_avg', 'exp_avg_sq': fp32 (numel,) views; writing into them changes the optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What became of a step's gradients, the same on every rank."""
+
+    norm: float
+    """Global norm before clipping; infinite where a gradient is not finite on any rank, and nothing was updated."""
+    part_norms: dict[str, float] = field(default_factory=dict)
+    """Of each part, likewise; empty where nothing was updated."""
+    along: list[float] = field(default_factory=list)
+    """Sums over all ranks of the numbers that were given along."""
 
 
 class ZeroOptimizer:
@@ -81,7 +94,7 @@ class ZeroOptimizer:
         for number, group in enumerate(param_groups):
             parameters = [p for _, p in group.named_parameters]
             if not parameters or (replicated_alone and number == 0 and groups.tp_size > 1):
-                parameters.append(_placeholder(module, number, groups))
+                parameters.append(placeholder(module, number, groups))
             torch_groups.append({"params": parameters, "weight_decay": group.weight_decay, "lr": 0.0})
         self._rates = [(group.part, group.rate_factor) for group in param_groups]
         fused = parallel.kernels.fused_adamw
@@ -130,23 +143,32 @@ class ZeroOptimizer:
         else:
             self._engine.allreduce_gradients()
 
-    def step(self) -> float:
-        """Clip, update, gather weights. Returns the global gradient norm before clipping.
+    def step(self, along: Callable[[], Sequence[float]] = tuple) -> Update:
+        """Clip, update, gather weights.
 
-        The norm is the same number on every rank; where a gradient is not finite on any rank, none updates, gradients
-        are dropped and the return is infinite. A request to end the run is agreed on beside that; where `stop` has
-        dropped the step, this does not return.
+        Where a gradient is not finite on any rank, none updates and gradients are dropped. A request to end the run is
+        agreed on beside that; where `stop` has dropped the step, this does not return.
+
+        Args:
+            along: numbers that ranks add up in the same message; asked when the device has done all work so far.
         """
+        parts = list(dict.fromkeys(part for part, _ in self._rates))
         # DeepSpeed's norm leaves out copies that other ranks hold too, and a rank that alone saw nan would update.
-        unfit, asked = sum_over(None, [not self._gradients_are_finite(), self.stop is not None and self.stop.asks()])
+        every, *squares = squared_norms(self._pieces(), parts)
+        asks = self.stop is not None and self.stop.asks()
+        unfit, asked, *rest = sum_over(None, [not math.isfinite(every), asks, *squares, *along()])
         if self.stop is not None:
             self.stop.admit(asked > 0)
         if unfit > 0:
             self.drop_gradients()
-            return math.inf
+            return Update(norm=math.inf)
         self._engine.step()
         norm = self._zero._global_grad_norm
-        return float(norm) if norm is not None else 0.0
+        return Update(
+            norm=float(norm) if norm is not None else 0.0,
+            part_norms={part: math.sqrt(square) for part, square in zip(parts, rest[: len(parts)], strict=True)},
+            along=rest[len(parts) :],
+        )
 
     def drop_gradients(self) -> None:
         """Forget this step's gradients without an update."""
@@ -247,26 +269,29 @@ class ZeroOptimizer:
         """Let go of DeepSpeed's hooks, so that a process can build another optimizer."""
         self._engine.destroy()
 
-    def _gradients_are_finite(self) -> bool:
-        """Of the reduced gradients that this rank's share of the update is made from."""
-        if self._bf16:
-            gradients = self._zero.fp32_groups_gradients_flat
-        else:
-            gradients = [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
-        # A sum with inf or nan in it is neither; of finite gradients it overflows no sooner than their norm does.
-        return bool(torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()))
+    def _pieces(self) -> list[Piece]:
+        """The reduced gradients that this rank's share of the update is made from."""
+        found = []
+        for number, (part, _) in enumerate(self._rates):
+            for parameter, gradient in self._share_of_group(number):
+                # As DeepSpeed counts them: one of the copies that tensor ranks hold, and one of a tied embedding.
+                alone = getattr(parameter, "tensor_model_parallel", False) or self._groups.tp_rank == 0
+                counts = alone and not getattr(parameter, "ds_pipe_replicated", False)
+                found.append(Piece(part=part, gradient=gradient, counts=counts))
+        return found
+
+    def _share_of_group(self, number: int) -> list[tuple[torch.nn.Parameter, Tensor]]:
+        if not self._bf16:
+            gradients = self._zero.averaged_gradients[number]
+            filled = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+            return list(zip(self._zero.params_in_partition[number], filled, strict=False))  # padding may come last
+        flat = self._zero.fp32_groups_gradient_flat_partition[number]
+        places = [(p, p._hp_mapping) for p in self._zero.bf16_groups[number]]  # set by DeepSpeed; None: another rank's
+        mine = [(p, place.hp_fragment_address) for p, place in places if place is not None]
+        return [(p, flat.narrow(0, address.start, address.numel)) for p, address in mine]
 
     def _flat_masters(self) -> list[Tensor]:
         return self._zero.fp32_groups_flat_partition if self._bf16 else self._zero.single_partition_of_fp32_groups
 
     def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
         return self._zero.bf16_groups if self._bf16 else self._zero.bit16_groups
-
-
-def _placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.nn.Parameter:
-    """One element for a group that is empty on this pipeline stage, or has replicated parameters alone: AdamW refuses
-    an empty list, and DeepSpeed runs a collective a group, so every rank must have the same groups."""
-    parameter = torch.nn.Parameter(torch.zeros(1, device=groups.device, dtype=next(module.parameters()).dtype))
-    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # counted on each rank: its gradient is zero
-    module.register_parameter(f"placeholder_{number}", parameter)
-    return parameter

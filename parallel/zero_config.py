@@ -1,6 +1,8 @@
-"""What DeepSpeed is told of a run: who is where in the grid, and how gradients are kept and reduced."""
+"""What DeepSpeed is given of a run: who is where in the grid, how gradients are kept and reduced, groups to hold on to."""
 
 from typing import Any
+
+import torch
 
 from parallel.config import ParallelConfig
 from parallel.groups import Groups
@@ -40,3 +42,12 @@ def deepspeed_config(parallel: ParallelConfig, dp_size: int, clip_norm: float, b
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",  # else bf16 runs would round the fp32 sums before they are averaged
     }
+
+
+def placeholder(module: torch.nn.Module, number: int, groups: Groups) -> torch.nn.Parameter:
+    """One element for a group that is empty on this pipeline stage, or has replicated parameters alone: AdamW refuses
+    an empty list, and DeepSpeed runs a collective a group, so every rank must have the same groups."""
+    parameter = torch.nn.Parameter(torch.zeros(1, device=groups.device, dtype=next(module.parameters()).dtype))
+    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # counted on each rank: its gradient is zero
+    module.register_parameter(f"placeholder_{number}", parameter)
+    return parameter

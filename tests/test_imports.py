@@ -23,7 +23,8 @@ ONLY_IN = {
     "hydra": ("train/resolve.py", "train/__main__.py"),
     "dacite": ("train/resolve.py",),
     "transformers": ("launch/score.py", "launch/loaded.py", "data/samples/tokenizer.py"),
-    "wandb": ("train/metrics.py",),
+    "wandb": ("train/sinks.py",),
+    "tensorboard": ("train/sinks.py",),
     "jinja2": ("launch/report.py", "launch/page.py"),
 }
 # Packages of data/, lowest first: each may import those before it. Modules of data/ itself are below all of them, and

@@ -37,8 +37,20 @@ class Counts(NamedTuple):
     """Samples that could not be decoded."""
 
     def payload(self) -> tuple[int, ...]:
-        """How many integers follow for tokens, targets, positions, segment lengths, grids and visual index."""
-        return self.tokens, self.tokens, 3 * self.tokens, self.segments, 3 * self.pictures, self.visual_tokens
+        """How many integers follow for tokens, targets, positions, lengths and sources of segments, grids and visual
+        index."""
+        of_segments = self.segments, self.segments
+        return self.tokens, self.tokens, 3 * self.tokens, *of_segments, 3 * self.pictures, self.visual_tokens
+
+
+class SourceCounts(NamedTuple):
+    """What a replica, or a step, has of one source."""
+
+    samples: int
+    tokens: int
+    """Padding is not counted."""
+    targets: int
+    """Supervised tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +63,8 @@ class RowForm:
     """Floats of one flattened patch; 0 for a model without vision."""
     multiple: int
     """Rows are padded to a multiple of this: the tensor axis under sequence parallelism, else 1."""
+    sources: int = 1
+    """Of the mixture; each sample is of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +79,7 @@ class Announced:
     """Samples that could not be decoded and hold a place only."""
     work: Work
     """Padding for sequence parallelism is not counted."""
+    by_source: list[SourceCounts]
 
 
 class Batches:
@@ -109,18 +124,21 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
     rows = []
     num_samples = 0
     work = Work()
+    by_source = torch.zeros(len(SourceCounts._fields), form.sources, dtype=torch.int64)
     for number, counts in enumerate(table):
-        tokens, targets, positions, segments, grids, visual_index = (next(fields) for _ in counts.payload())
+        tokens, targets, positions, segments, sources, grids, visual_index = (next(fields) for _ in counts.payload())
         # Looked up on the host: a device would have to be waited for. The head takes no empty list of places.
         supervised = (targets >= 0).nonzero().flatten() if counts.targets else torch.zeros(1, dtype=torch.int64)
         grid_list = [(t, h, w) for t, h, w in grids.view(-1, 3).tolist()]
         samples = [length for length in segments.tolist() if length > 0]  # a negative one is padding
+        source_of = sources.repeat_interleave(segments.abs())[supervised]
         pixels = torch.from_numpy(packed[number].patches) if packed is not None else None
         rows.append(
             Row(
                 tokens=_to(tokens.view(1, -1), groups),
                 supervised=_to(supervised, groups),
                 targets=_to(targets[supervised].view(1, -1), groups),
+                sources=_to(source_of.view(1, -1), groups),
                 positions=_to(positions.view(3, 1, -1), groups),
                 segments=Segments(lengths=tuple(segments.abs().tolist()), device=groups.device),
                 grids=grid_list,
@@ -129,6 +147,7 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
             )
         )
         num_samples += len(samples)
+        by_source += _of_sources(segments, sources, source_of if counts.targets else source_of[:0], form.sources)
         work += row_work(samples, grid_list, len(supervised))
     return Announced(
         rows=rows,
@@ -137,7 +156,19 @@ def announce(packed: Sequence[PackedRow] | None, num_rows: int, groups: Groups, 
         num_samples=num_samples,
         num_bad=sum(counts.bad for counts in table),
         work=work,
+        by_source=[SourceCounts(*column) for column in by_source.T.tolist()],
     )
+
+
+def _of_sources(segments: Tensor, sources: Tensor, supervised: Tensor, count: int) -> Tensor:
+    """Fields of SourceCounts by source, int64 (3, count), of one row.
+
+    Args:
+        supervised: source of each supervised token.
+    """
+    lengths, own = segments[segments > 0], sources[segments > 0]
+    tokens = torch.zeros(count, dtype=torch.int64).index_add_(0, own, lengths)
+    return torch.stack([own.bincount(minlength=count), tokens, supervised.bincount(minlength=count)])
 
 
 def _broadcast(
@@ -157,7 +188,7 @@ def _broadcast(
 
 
 def _counts(row: PackedRow, integers: list[Tensor]) -> Counts:
-    tokens, targets, _, segments, grids, visual_index = integers
+    tokens, targets, _, segments, _, grids, visual_index = integers
     return Counts(
         tokens=tokens.numel(),
         patches=len(row.patches),
@@ -175,11 +206,12 @@ def _to(tensor: Tensor, groups: Groups) -> Tensor:
 
 def _integers(row: PackedRow, multiple: int) -> list[Tensor]:
     padding = -len(row.tokens) % multiple
-    tokens, targets, positions, segments = row.tokens, row.targets, row.positions, row.segment_lengths
+    tokens, targets, positions = row.tokens, row.targets, row.positions
+    segments, sources = row.segment_lengths, row.source_ids
     if padding:
         tokens = np.pad(tokens, (0, padding))
         targets = np.pad(targets, (0, padding), constant_values=IGNORE)
         positions = np.concatenate((positions, np.tile(np.arange(padding), (3, 1))), axis=1)
-        segments = np.append(segments, -padding)
-    values = (tokens, targets, positions, segments, row.grids, row.visual_index)
+        segments, sources = np.append(segments, -padding), np.append(sources, 0)
+    values = (tokens, targets, positions, segments, sources, row.grids, row.visual_index)
     return [torch.from_numpy(np.ascontiguousarray(value, dtype=np.int64)) for value in values]

@@ -98,8 +98,12 @@ class LogConfig:
     """What is told about a run."""
 
     every_steps: int = 10
+    """Between lines on the terminal. `metrics.jsonl` has every step."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Offline writes below the run's folder, for `wandb sync`."""
     wandb_project: str = "triptych"
+    tensorboard: bool = False
+    """Event files in RUN/tensorboard; needs the package `tensorboard`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

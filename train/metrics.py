@@ -1,12 +1,15 @@
-"""What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb if asked.
+"""What a run tells about itself: always a JSON line a step in `metrics.jsonl`; a terminal line; wandb and TensorBoard
+if asked.
 
-A step that was left out is told once more in `skipped.jsonl`, with the reason and the samples of every row. What
-became of each checkpoint, and of each try to upload one, stands in `saves.jsonl`.
+Beside it lie files of lines of the same make: `starts.jsonl`, where and with what each start of the run began;
+`skipped.jsonl`, steps that were left out, with the reason and the samples of every row; `saves.jsonl`, what became of
+each checkpoint and of each try to upload one; `evaluations.jsonl`, held-out losses and what the model answered.
 """
 
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ from model.flops import step_flops
 from train.checkpoint.contents import Outcome
 from train.checkpoint.uploads import Upload
 from train.config import RunConfig
+from train.console import Console
 from train.lines import Lines
+from train.shown import Shown
+from train.sinks import open_sinks, scalars
 from train.state import TrainState
 from train.step import StepReport
 
@@ -24,23 +30,33 @@ class Metrics:
     """Written by one rank. Rates are over the time since the last line, so a slow start does not stay in them."""
 
     def __init__(
-        self, run: RunConfig, peak_flops: float | None, from_step: int, from_progress: float, dp_size: int = 1
+        self,
+        run: RunConfig,
+        peak_flops: float | None,
+        from_step: int,
+        from_progress: float,
+        dp_size: int = 1,
+        start: Mapping[str, Any] | None = None,
     ) -> None:
-        """`peak_flops` is that of all devices together; `from_step` and `from_progress` are where a resumed run is."""
+        """`peak_flops` is that of all devices together; `from_step` and `from_progress` are where a resumed run is;
+        `start` is what train/starts.py says of this start."""
         folder = Path(run.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = _go_on(folder / "metrics.jsonl", from_step)
         self._skipped = _go_on(folder / "skipped.jsonl", from_step)
         self._saves = _go_on(folder / "saves.jsonl", from_step)
+        self._evaluations = _go_on(folder / "evaluations.jsonl", from_step)
+        self._starts = Lines(folder / "starts.jsonl")
+        if start is not None:
+            _write(self._starts, {"stage": run.stage.name, "step": from_step, **start})
         self._sources = [source.name for source in run.data.sources]
-        self._every = run.log.every_steps
         self._stage = run.stage
         self._model = run.model
         self._peak = peak_flops
         self._dp_size = dp_size
-        self._wandb = _start_wandb(run)
-        self._from_progress = from_progress
+        self._sinks = open_sinks(run, from_step, start.get("run") if start is not None else None)
         self._started = self._last = time.perf_counter()
+        self._console = Console(run.log.every_steps, self._started, from_progress, run.parallel.pipeline > 1)
 
     def record(
         self,
@@ -59,8 +75,10 @@ class Metrics:
         row: dict[str, Any] = {
             "stage": self._stage.name,
             "step": state.step,
+            "time": round(time.time(), 3),
             "loss": _finite(report.loss),
             "grad_norm": _finite(report.grad_norm),
+            "part_norms": report.part_norms,
             "rates": report.rates,
             "tokens": state.tokens,
             "samples": state.samples,
@@ -70,28 +88,25 @@ class Metrics:
             "tokens_per_second": report.work.tokens / seconds,
             "step_seconds": seconds,
             "data_seconds": report.data_seconds,
+            "bubble": report.bubble,
             "bad_samples": state.bad,
             "skipped": report.skipped,
             "rows": report.plan.digest(),
+            "sources": self._of_sources(report),
         }
         flops = step_flops(self._model, self._stage.trainable, report.work) if report.computed else 0
-        flops_per_second = flops / seconds
-        row["flops_per_second"] = flops_per_second
+        row["flops_per_second"] = flops / seconds
         row |= self._spreads(report.plan)
         row |= report.reading.metrics()
         if drift is not None:
             row["replica_drift"] = drift
         if self._peak:
-            row["mfu"] = flops_per_second / self._peak
-        self._file.write(json.dumps(row) + "\n")
+            row["mfu"] = flops / seconds / self._peak
+        _write(self._file, row)
         if report.skipped:
             self._record_skipped(state.step, report.skipped, report.plan)
-        if self._wandb is not None:
-            self._wandb.log(
-                {key: value for key, value in row.items() if isinstance(value, int | float)}, step=state.step
-            )
-        if state.step % self._every == 0 or state.step == 1 or progress >= 1.0 or report.skipped:
-            self._print(row, progress, now)
+        self._sinks.log(scalars(row), state.step)
+        self._console.add(row, progress, now)
 
     def record_save(self, outcome: Outcome) -> None:
         """Write what became of a checkpoint."""
@@ -104,9 +119,8 @@ class Metrics:
             "save_seconds": outcome.write_seconds,
             "save_bytes_per_second": outcome.nbytes / max(outcome.write_seconds, 1e-9),
         }
-        self._saves.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            self._wandb.log({key: value for key, value in row.items() if key.startswith("save_")})
+        _write(self._saves, row)
+        self._sinks.log({key: value for key, value in scalars(row).items() if key.startswith("save_")}, outcome.step)
 
     def record_upload(self, upload: Upload) -> None:
         """Write what became of one try to upload a checkpoint."""
@@ -121,42 +135,46 @@ class Metrics:
             "upload_seconds": sent.seconds,
             "upload_bytes_per_second": sent.nbytes / max(sent.seconds, 1e-9),
         }
-        self._saves.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            self._wandb.log({key: value for key, value in row.items() if key.startswith("upload_")})
+        _write(self._saves, row)
+        self._sinks.log({key: value for key, value in scalars(row).items() if key.startswith("upload_")}, upload.step)
+
+    def record_evaluation(self, step: int, losses: Mapping[str, float], shown: Sequence[Shown]) -> None:
+        """Write held-out losses, by source, and the table of what the model answered, with its pictures."""
+        finite = {source: _finite(loss) for source, loss in losses.items()}
+        told = {"stage": self._stage.name, "step": step, "losses": finite}
+        _write(self._evaluations, told | {"samples": [sample.to_dict() for sample in shown]})
+        self._sinks.log(scalars({"evaluation": finite}), step)
+        if shown:
+            self._sinks.show(shown, step)
+
+    def _of_sources(self, report: StepReport) -> dict[str, dict[str, Any]]:
+        """What the step had of each source; those it had nothing of are left out."""
+        named = zip(self._sources, report.sources, strict=True)
+        return {
+            name: {"loss": _finite(of.loss), **of.counts._asdict()} for name, of in named if of.counts.samples
+        }
 
     def _spreads(self, plan: StepPlan) -> dict[str, float]:
-        """How unevenly the step's work lies on the replicas, over all and of the vision tower."""
+        """How unevenly the step's work lies on replicas, over all and of the vision tower, and pictures on rows."""
         mine = [[plan.rows[number] for number in numbers] for numbers in assign_rows(plan.rows, self._dp_size)]
         return {
             "load_spread": spread([sum(row.cost for row in rows) for rows in mine]),
             "visual_load_spread": spread([sum(row.num_patches for row in rows) for rows in mine]),
+            "microbatch_visual_spread": spread([row.num_patches for row in plan.rows]) if plan.rows else 0.0,
         }
-
-    def _print(self, row: dict[str, Any], progress: float, now: float) -> None:
-        done = progress - self._from_progress
-        left = (now - self._started) / done * (1.0 - progress) if done > 0 else math.inf
-        mfu = f"  mfu {row['mfu']:.1%}" if "mfu" in row else ""
-        learned = f"skipped, {row['skipped']}"
-        if not row["skipped"]:
-            learned = f"loss {row['loss']:.4f}  norm {row['grad_norm']:.3f}"
-        print(
-            f"{row['stage']}  step {row['step']:>5}  {progress:>4.0%}  {learned}  "
-            f"{row['tokens_per_second']:>7.0f} tokens/s{mfu}  {left:.0f} s left",
-            flush=True,
-        )
 
     def _record_skipped(self, step: int, reason: str, plan: StepPlan) -> None:
         rows = [[f"{self._sources[source]}:{index}" for source, index in row.samples] for row in plan.rows]
-        told = {"stage": self._stage.name, "step": step, "reason": reason, "rows": rows}
-        self._skipped.write(json.dumps(told) + "\n")
+        _write(self._skipped, {"stage": self._stage.name, "step": step, "reason": reason, "rows": rows})
 
     def close(self) -> None:
-        self._file.close()
-        self._skipped.close()
-        self._saves.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for lines in (self._file, self._skipped, self._saves, self._evaluations, self._starts):
+            lines.close()
+        self._sinks.close()
+
+
+def _write(lines: Lines, row: Mapping[str, Any]) -> None:
+    lines.write(json.dumps(row) + "\n")
 
 
 def _finite(value: float) -> float | None:
@@ -176,17 +194,3 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     lines = path.read_text().splitlines(keepends=True)
     # A host that was lost may leave half a line at the end.
     return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-
-
-def _start_wandb(run: RunConfig) -> Any:
-    if run.log.wandb == "disabled":
-        return None
-    import wandb  # takes a second to import; most processes never need it
-
-    return wandb.init(
-        project=run.log.wandb_project,
-        dir=run.run_dir,
-        mode=run.log.wandb,
-        name=f"{Path(run.run_dir).name}-{run.stage.name}",
-        settings=wandb.Settings(silent=True, console="off"),
-    )

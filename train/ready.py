@@ -1,5 +1,6 @@
 """What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -97,6 +98,7 @@ def file_faults(run: RunConfig) -> list[str]:
         partial(check_run_folder, run),
         partial(check_upload_folder, run),
         partial(_data, run),
+        partial(_packages, run),
     ]
     looks += [partial(_first_weights, run, *pair) for pair in sources.items()]
     faults = []
@@ -106,6 +108,14 @@ def file_faults(run: RunConfig) -> list[str]:
         except (ValueError, OSError) as fault:
             faults.append(str(fault))
     return faults
+
+
+def _packages(run: RunConfig) -> None:
+    if run.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "log.tensorboard=true, but the package tensorboard is not installed: pip install 'triptych[tensorboard]', or "
+            "leave it out; metrics.jsonl has the same numbers"
+        )
 
 
 def _data(run: RunConfig) -> None:

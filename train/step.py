@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import asdict, astuple, dataclass
 
+import torch
 from torch import Tensor
 
 from data.loading.rows import ReadStats
@@ -13,8 +14,8 @@ from model.vlm import Row
 from parallel.collectives import from_last_pipeline_stage, sum_over
 from parallel.groups import Groups
 from parallel.schedule import Schedule
-from parallel.zero import ZeroOptimizer
-from train.batches import Announced, Batches
+from parallel.zero import Update, ZeroOptimizer
+from train.batches import Announced, Batches, SourceCounts
 from train.config import StageConfig
 from train.rates import part_rates, stage_progress
 from train.state import TrainState
@@ -39,12 +40,15 @@ class StepParts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What one step did, the same on every rank but for the last two, which are right on ranks that read."""
+    """What one step did, the same on every rank but for `data_seconds` and `reading`, which are right on ranks that
+    read."""
 
     loss: float
     """Mean over the supervised tokens of the whole step; nan where there was nothing to learn."""
     grad_norm: float
     """Before clipping; 0 where no gradient was taken."""
+    part_norms: dict[str, float]
+    """Of each part that learns, likewise; their squares sum up to its square. Empty where no gradient was taken."""
     rates: dict[str, float]
     targets: int
     samples: int
@@ -53,6 +57,11 @@ class StepReport:
     work: Work
     computed: bool
     """Whether forward and backward ran; they do not where there is nothing to learn."""
+    sources: list["SourceReport"]
+    """In the order of data.sources."""
+    bubble: float
+    """Share of forward and backward in which ranks waited for other pipeline stages, messages included; the mean of all
+    ranks."""
     skipped: str | None
     """Why the optimizer was left untouched, if it was."""
     plan: StepPlan
@@ -60,6 +69,24 @@ class StepReport:
     """Waiting for rows and sharing them, on the replica that waited longest."""
     reading: ReadStats
     """What readers have counted since the start, summed over replicas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceReport:
+    """What one step had of one source."""
+
+    counts: SourceCounts
+    loss: float
+    """Mean over its supervised tokens; nan where there are none, or nothing was computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Of the supervised tokens of a whole step, the same on every rank."""
+
+    mean: float
+    sums: tuple[float, ...]
+    """By source."""
 
 
 def train_step(parts: StepParts, state: TrainState) -> StepReport:
@@ -70,18 +97,19 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     targets, work = whole.targets, whole.work
     rates = part_rates(parts.stage, stage_progress(parts.stage, state.step + 1, state.tokens + work.tokens))
 
-    loss, grad_norm = math.nan, 0.0
+    losses = Losses(mean=math.nan, sums=(math.nan,) * len(whole.by_source))
+    update = Update(norm=0.0)
     skipped = _nothing_to_learn(targets, work, parts.stage)
     computed = skipped is None
     if computed:
-        loss = forward_backward(parts, announced, targets)
-        if math.isfinite(loss):  # the same number everywhere: every rank comes here or none
+        losses = forward_backward(parts, announced, targets)
+        if math.isfinite(losses.mean):  # the same number everywhere: every rank comes here or none
             parts.schedule.board.tell("reduce")
             parts.optimizer.reduce_gradients()
             parts.schedule.board.tell("update")
             parts.optimizer.set_learning_rates(rates)
-            grad_norm = parts.optimizer.step()
-        skipped = _not_finite(loss, grad_norm, targets)
+            update = parts.optimizer.step(parts.schedule.seconds)
+        skipped = _not_finite(losses.mean, update.norm, targets)
         if skipped:
             parts.optimizer.drop_gradients()
         _count_non_finite(state, skipped, parts.skip_non_finite)
@@ -92,8 +120,9 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     state.bad += whole.bad
     state.skipped += skipped is not None
     return StepReport(
-        loss=loss,
-        grad_norm=grad_norm,
+        loss=losses.mean,
+        grad_norm=update.norm,
+        part_norms=update.part_norms,
         rates=rates,
         targets=targets,
         samples=whole.samples,
@@ -102,6 +131,11 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
         computed=computed,
         skipped=skipped,
         plan=plan,
+        sources=[
+            SourceReport(counts=counts, loss=total / counts.targets if counts.targets else math.nan)
+            for counts, total in zip(whole.by_source, losses.sums, strict=True)
+        ],
+        bubble=update.along[0] / update.along[1] if update.along else 0.0,
         data_seconds=whole.data_seconds,
         reading=whole.reading,
     )
@@ -115,6 +149,7 @@ class _Whole:
     samples: int
     bad: int
     work: Work
+    by_source: list[SourceCounts]
     data_seconds: float
     reading: ReadStats
 
@@ -123,20 +158,22 @@ def _over_replicas(parts: StepParts, announced: Announced, waited: float) -> _Wh
     """One reduction for everything that replicas count.
 
     The number of targets is the loss's denominator: the whole step's and known before forward, so no split of the step
-    changes a gradient. What metrics alone want comes along: under a kilobyte and 8 bytes a replica, while a reduction
-    of its own would cost every step another round of messages.
+    changes a gradient. What metrics alone want comes along: under a kilobyte, 8 bytes a replica and 24 a source, while a
+    reduction of its own would cost every step another round of messages.
     """
     groups = parts.groups
     counts = [announced.num_targets, announced.num_samples, announced.num_bad, *astuple(announced.work)]
     waits = [0.0] * groups.dp_size  # each replica knows its own; of the sums the largest is taken
     waits[groups.dp_rank] = waited
-    summed = iter(sum_over(groups.dp, [*counts, *waits, *parts.batches.stats().to_numbers()]))
+    of_sources = [number for counts in announced.by_source for number in counts]
+    summed = iter(sum_over(groups.dp, [*counts, *of_sources, *waits, *parts.batches.stats().to_numbers()]))
     targets, samples, bad, *sizes = (int(next(summed)) for _ in counts)
     return _Whole(
         targets=targets,
         samples=samples,
         bad=bad,
         work=Work(**dict(zip(asdict(announced.work), sizes, strict=True))),
+        by_source=[SourceCounts(*(int(next(summed)) for _ in counts)) for counts in announced.by_source],
         data_seconds=max(next(summed) for _ in waits),
         reading=ReadStats.from_numbers(list(summed)),
     )
@@ -172,16 +209,23 @@ def _count_non_finite(state: TrainState, fault: str | None, limit: int) -> None:
     state.non_finite_in_row += 1
 
 
-def forward_backward(parts: StepParts, announced: Announced, targets: int, forward_only: bool = False) -> float:
-    """Run the step's microbatches; returns the mean loss over the step's `targets` supervised tokens, on every rank."""
+def forward_backward(parts: StepParts, announced: Announced, targets: int, forward_only: bool = False) -> Losses:
+    """Run the step's microbatches; returns what they lost over the step's `targets` supervised tokens, on every rank."""
+    sources = torch.arange(len(announced.by_source), device=parts.groups.device).view(-1, 1)
     # DeepSpeed averages gradients over the data axis, so the loss of a replica is scaled up by its size.
     scale = parts.groups.dp_size / targets
 
     def loss(row: Row, token_losses: Tensor) -> tuple[Tensor, Tensor]:
-        total = (token_losses * (row.targets >= 0)).sum()
-        return total * scale, total.detach()
+        learnt = token_losses * (row.targets >= 0)
+        total = learnt.sum()
+        # Sums by mask rather than by index: those are added in another order each time on a GPU.
+        by_source = torch.where(row.sources == sources, learnt.detach(), 0.0).sum(dim=1)
+        return total * scale, torch.cat((total.detach().view(1), by_source))
 
     sums = parts.schedule.run(announced.rows, announced.lengths, loss, forward_only=forward_only)
     parts.schedule.board.tell("agree")
-    replica_sum = float(sum(sums)) if parts.groups.is_last_pipeline_stage else 0.0
-    return sum_over(parts.groups.dp, from_last_pipeline_stage(parts.groups, [replica_sum]))[0] / targets
+    replica = [0.0] * (1 + len(announced.by_source))
+    if parts.groups.is_last_pipeline_stage:
+        replica = torch.stack(sums).double().sum(dim=0).tolist()
+    total, *by_source = sum_over(parts.groups.dp, from_last_pipeline_stage(parts.groups, replica))
+    return Losses(mean=total / targets, sums=tuple(by_source))

@@ -43,6 +43,7 @@ from train.ready import open_sources
 from train.rescue import Finished, finished, save_finished
 from train.resolve import to_yaml
 from train.segments import Course, course
+from train.starts import this_start
 from train.state import TrainState
 from train.step import StepParts, train_step
 from train.uploading import commit_to_resume, finish_uploads, open_uploads, run_id, tell_uploads
@@ -80,6 +81,7 @@ class Trainer:
             dtype=dtype,
             patch_dim=vision.patch_dim if vision else 0,
             multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
+            sources=len(run.data.sources),
         )
         self.batches = Batches(plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.metrics: Metrics | None = None
@@ -116,7 +118,8 @@ class Trainer:
         if self.groups.rank == 0:
             peak = peak_flops(self.groups.device)
             everywhere = peak * self.groups.world_size if peak is not None else None
-            self.metrics = Metrics(self.run, everywhere, self.state.step, self.progress, self.groups.dp_size)
+            start = this_start(self.id, self.groups)
+            self.metrics = Metrics(self.run, everywhere, self.state.step, self.progress, self.groups.dp_size, start)
             if self._is_over():
                 print(f"{self.run.stage.name}: nothing left to do after step {self.state.step}", flush=True)
         try:

@@ -81,3 +81,14 @@ def patchify(frames: Bytes, config: ImageConfig, table: Float32, out: Float32) -
     assert view.shape[0] == ordered.shape[0] and out.flags.c_contiguous, (view.shape, ordered.shape)
     for colour in range(3):
         view[:, colour] = table[colour][ordered[:, colour]]
+
+
+def unpatched(patches: Float32, grid: Grid, config: ImageConfig) -> Bytes:
+    """uint8 (F, height, width, 3) of normalised patches (P, D): what `patchify` made them of, P patches of D floats."""
+    size, merge, depth = config.patch_size, config.merge_size, config.temporal_patch_size
+    time, rows, columns = grid.merged
+    blocks = patches.reshape(time, rows, columns, merge, merge, 3, depth, size, size)
+    # time, block row, block column, row in block, column in block, colour, frame, y, x -> frames of pixels
+    frames = blocks.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(time * depth, grid.height, grid.width, 3)
+    shares = frames * np.array(CLIP_STD, dtype=np.float32) + np.array(CLIP_MEAN, dtype=np.float32)
+    return np.asarray(np.rint(shares * 255).clip(0, 255), dtype=np.uint8)

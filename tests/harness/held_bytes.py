@@ -80,10 +80,10 @@ def hold_in_step(parallel: ParallelConfig, stage: str, precision: str, model: Mo
                 storages.most = None
                 measured["after_reduction"] = storages.num_bytes
 
-            def update_and_count() -> float:
-                norm = update()
+            def update_and_count(*along: Any) -> Any:
+                updated = update(*along)
                 measured["always"] = storages.num_bytes
-                return norm
+                return updated
 
             batches.next = fetch_unseen  # type: ignore[method-assign]
             optimizer.reduce_gradients = count_and_reduce  # type: ignore[method-assign]

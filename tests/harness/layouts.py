@@ -18,7 +18,7 @@ from parallel.config import ParallelConfig
 from parallel.groups import Groups
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
-from parallel.zero import ZeroOptimizer
+from parallel.zero import Update, ZeroOptimizer
 from tests.harness.rows import PATCH_DIM, random_step
 from train.batches import Announced, RowForm, announce
 from train.config import OptimizerConfig, StageConfig
@@ -207,7 +207,7 @@ def record_steps(made: Stage) -> Record:
     )
     update = optimizer.step
 
-    def capture_then_update() -> float:
+    def capture_then_update(*along: Any) -> Update:
         record.gradients.append(pieces(built, groups, lambda p: safe_get_full_grad(p), trainable_only=True))
         for name, parameter in built.module.named_parameters():
             # By the stage's own words: a part that nobody froze has `requires_grad` like a trained one.
@@ -215,7 +215,7 @@ def record_steps(made: Stage) -> Record:
             frozen = part is not None and part not in made.parts.stage.trainable
             if frozen and parameter.grad is not None:
                 frozen_with_gradient.add(built.boxes[name].name)
-        return update()
+        return update(*along)
 
     optimizer.step = capture_then_update  # type: ignore[method-assign]
     state = TrainState()

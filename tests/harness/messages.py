@@ -64,11 +64,18 @@ _ROWS, _PATCHES, _TARGETS = 160 * 256, 60 * 256, 129
 
 _ANNOUNCED = (
     _line("replica", "broadcast", 1, 4 * 7 * 8, "the table: 7 counts of each microbatch"),
-    _line("replica", "broadcast", 1, 834 * 8, "the payload: tokens, targets, positions, lengths, grids, visual places"),
+    _line("replica", "broadcast", 1, 841 * 8, "the payload: tokens, targets, positions, lengths, sources, grids, visual places"),
+)
+_TOLD = _line(
+    "world",
+    "allreduce",
+    1,
+    (2 + 3 + 2) * 8,
+    "whether gradients are finite on every rank, any is asked to end, squared norms of 3 parts, 2 times of the pipeline",
 )
 _ENDS = (
-    _line("pp", "broadcast", 1, 8, "the loss, from the last pipeline stage"),
-    _line("world", "allreduce", 1, 16, "whether gradients are finite on every rank, and any is asked to end"),
+    _line("pp", "broadcast", 1, 2 * 8, "the loss, and that of each source, from the last pipeline stage"),
+    _TOLD,
     _line("replica", "allreduce", 6, 6 * 4, "squared norms of the 6 groups of parameters"),
 )
 _HALF_LAYERS = (
@@ -126,10 +133,16 @@ _INTERLEAVED = (
 _PARAMETERS = 400_832
 _REPLICAS = (
     (
-        _line("dp", "allreduce", 1, (11 + 2 + 95) * 8, "11 counts of the step, 2 waits for data, 95 counts of readers"),
-        _line("dp", "allreduce", 1, 8, "the loss"),
+        _line(
+            "dp",
+            "allreduce",
+            1,
+            (11 + 3 + 2 + 95) * 8,
+            "11 counts of the step, 3 of each source, 2 waits for data, 95 counts of readers",
+        ),
+        _line("dp", "allreduce", 1, 2 * 8, "the loss, and that of each source"),
         _line("dp", "allreduce", 5, _PARAMETERS * 4, "gradients, in buckets of at most 100,000"),
-        _line("world", "allreduce", 1, 16, "whether gradients are finite on every rank, and any is asked to end"),
+        _TOLD,
         _line("dp", "allreduce", 6, 6 * 4, "squared norms of the 6 groups of parameters"),
         _line("dp", "allgather", 6, _PARAMETERS * 4, "updated weights of the 6 groups of parameters"),
     ),
@@ -226,6 +239,6 @@ def _payload(parallel: ParallelConfig, rows: list[PackedRow]) -> int:
     total = 0
     for row in rows:
         padding = -len(row.tokens) % multiple
-        total += 5 * (len(row.tokens) + padding) + len(row.segment_lengths) + (padding > 0)
+        total += 5 * (len(row.tokens) + padding) + 2 * (len(row.segment_lengths) + (padding > 0))
         total += 3 * len(row.grids) + len(row.visual_index)
     return total

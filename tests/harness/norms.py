@@ -1,6 +1,7 @@
 """The global norm that a step tells and clips by, beside the norm of the whole model's gradients."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
@@ -8,6 +9,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
+from parallel.zero import Update
 from tests.harness.compare import assemble, tensor_errors
 from tests.harness.layouts import MODEL, NUM_ROWS, OPTIMIZER, Piece, pieces, start
 from tests.harness.rows import random_step
@@ -34,9 +36,9 @@ def first_update(parallel: ParallelConfig, precision: str, model: ModelConfig = 
         update = made.optimizer.step
         gradients: list[Piece] = []
 
-        def capture_then_update() -> float:
+        def capture_then_update(*along: Any) -> Update:
             gradients.extend(pieces(made.built, groups, safe_get_full_grad, trainable_only=True))
-            return update()
+            return update(*along)
 
         made.optimizer.step = capture_then_update  # type: ignore[method-assign]
         norm = train_step(made.parts, TrainState()).grad_norm

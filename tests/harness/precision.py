@@ -15,6 +15,7 @@ from model.build import build_model
 from parallel.config import ParallelConfig
 from parallel.schedule import Schedule
 from parallel.world import model_parallel, pick_device
+from parallel.zero import Update
 from tests.harness.filling import fill_from
 from tests.harness.layouts import MODEL, STAGES, start
 from tests.harness.parity import CASES, random_transformers_model, run_transformers
@@ -129,10 +130,10 @@ def accumulation_error(microbatches: int) -> float:
         made = start(ParallelConfig(), "stage2", groups, precision="bf16", steps=[[row], [row] * microbatches])
         optimizer = made.optimizer
 
-        def take_and_drop() -> float:
+        def take_and_drop(*_: Any) -> Update:
             taken.append({name: optimizer.gradient(p).clone() for name, p in made.built.trainable()})
             optimizer.drop_gradients()
-            return 0.0
+            return Update(norm=0.0)
 
         optimizer.step = take_and_drop  # type: ignore[method-assign]
         for _ in range(2):

@@ -18,12 +18,11 @@ from data.formats.shards import write_shards
 from data.index.build import build_index, open_index
 from data.loading.media import PatchReader
 from data.types import Grid, RawSample
-from data.visual.images import image_grid, normalisation_table, patchify, resize_image
+from data.visual.images import image_grid, normalisation_table, patchify, resize_image, unpatched
 from data.visual.pictures import decode_image
 from launch import paint
 from launch.look import sample_lines, visible
 from launch.page import write_page
-from launch.paint import unpatched
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.harness.browser import INSTALL, find_browser, is_blank, shows
 from tests.harness.html_page import HOSTILE, hostile_sample, read_page

@@ -165,13 +165,17 @@ def masked_tokens_learnt() -> Mend:
     import train.step
 
     def make(forward_backward: Any) -> Any:
-        def planted(parts: Any, announced: Any, targets: int, **keywords: Any) -> float:
+        def planted(parts: Any, announced: Any, targets: int, **keywords: Any) -> Any:
             rows = [
-                replace(row, supervised=torch.arange(row.tokens.numel()), targets=row.tokens.roll(-1, 1))
+                replace(
+                    row,
+                    supervised=torch.arange(row.tokens.numel()),
+                    targets=row.tokens.roll(-1, 1),
+                    sources=torch.zeros_like(row.tokens),
+                )
                 for row in announced.rows
             ]
-            loss: float = forward_backward(parts, replace(announced, rows=rows), targets, **keywords)
-            return loss
+            return forward_backward(parts, replace(announced, rows=rows), targets, **keywords)
 
         return planted
 
@@ -183,10 +187,9 @@ def mean_of_replicas() -> Mend:
     import train.step
 
     def make(forward_backward: Any) -> Any:
-        def planted(parts: Any, announced: Any, targets: int, **keywords: Any) -> float:
+        def planted(parts: Any, announced: Any, targets: int, **keywords: Any) -> Any:
             own = max(1, announced.num_targets * parts.groups.dp_size)
-            loss: float = forward_backward(parts, announced, own, **keywords)
-            return loss
+            return forward_backward(parts, announced, own, **keywords)
 
         return planted
 

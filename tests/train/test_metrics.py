@@ -10,22 +10,31 @@ import pytest
 from data.loading.rows import ReadStats
 from data.plan.plan import Cursor, RowPlan, StepPlan
 from model.flops import Work, step_flops
+from train.batches import SourceCounts
 from train.config import RunConfig
 from train.metrics import Metrics
 from train.resolve import compose
 from train.state import TrainState
-from train.step import StepReport
+from train.step import SourceReport, StepReport
 
 WORK = Work(tokens=400, patches=560, token_pairs=20_000, patch_pairs=30_000)
+SOURCES = [
+    SourceReport(counts=SourceCounts(samples=3 * (n == 0), tokens=400 * (n == 0), targets=100 * (n == 0)), loss=math.nan)
+    for n in range(len(compose("quickstart_stage2").data.sources))
+]
+SOURCES[0] = replace(SOURCES[0], loss=1.5)
 REPORT = StepReport(
     loss=1.5,
     grad_norm=0.5,
+    part_norms={"language": 0.5},
     rates={"language": 1e-3},
     targets=100,
     samples=12,
     bad=1,
     work=WORK,
     computed=True,
+    sources=SOURCES,
+    bubble=0.25,
     skipped=None,
     plan=StepPlan(rows=(), next_cursor=Cursor()),
     data_seconds=0.0,
