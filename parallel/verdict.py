@@ -230,14 +230,17 @@ def place_of(rank: int, facts: Facts) -> tuple[Place | None, str]:
 
 
 def alone(answer: Answer, grid: Grid, names: Names | None) -> str:
-    """What one rank says of itself, for a file of its own: place, samples, last calls, the stacks of all its threads."""
+    """What one rank says of itself, for a file of its own: place, samples, last calls, stacks of all its threads."""
     waits = "waits for other ranks" if answer.waits else "busy"
     lines = [f"{name_of(answer.rank, grid)}: {answer.place}; {waits} for {answer.seconds:.1f} s"]
     if answer.place.step and names is not None:
         lines += samples_at(answer.place, names, grid.coordinates(answer.rank)[0])
     lines.append("last calls into process groups, newest first:")
     lines += [f"  {line}" for line in answer.calls.splitlines()] or ["  none is recorded"]
-    lines += ["main thread, innermost call last:", *(f"  {line}" for line in (answer.stack + answer.others).splitlines())]
+    lines += [
+        "main thread, innermost call last:",
+        *(f"  {line}" for line in (answer.stack + answer.others).splitlines()),
+    ]
     return "\n".join(lines) + "\n"
 
 

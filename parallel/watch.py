@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,9 +23,10 @@ import torch.distributed as dist
 
 from parallel import calls, stacks
 from parallel.config import ParallelConfig
-from parallel.grid import Grid
 from parallel.dump import dump_own, keep, say
+from parallel.grid import Grid
 from parallel.judge import Conclude, Judge, Limits
+from parallel.pace import Pace
 from parallel.peers import Order, Peers, own_store
 from parallel.place import OPEN_ENDED, Board, SharedMemory, kill_the_others
 from parallel.stop import Stop
@@ -72,7 +73,8 @@ class Watch:
         self.names: Names | None = None
         """How to name samples, once there is a plan."""
         self.stop = Stop(self._rank, self._grid.world_size, lambda: own_store(self._timeout), self.say_stopped)
-        """How the run ends in order."""
+        self.paces: Callable[[], Mapping[int, Pace]] = dict
+        """What each rank's own work has taken, as heard by the lowest rank."""
         self._over = threading.Event()
         self._met = threading.Event()
         self._to_post: list[Post] = []
@@ -87,6 +89,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._peers = Peers(own_store(self._timeout), self._rank, self._grid.world_size, self._shared.fd)
+        self.paces = self._peers.paces
         self._outermost = stacks.depth() - 1
         self._judge = Judge(self._peers, self._grid, self._limits, self._run_dir, self._conclude)
         # Python runs its handlers in the main thread, which may be stuck; the bell rings all the same.
@@ -172,7 +175,7 @@ class Watch:
     def _run(self) -> None:
         try:
             while not self._over.is_set():
-                self._peers.beat(self.board.read())
+                self._peers.beat(self.board.read(), pace=self.board.spent.pace)
                 if self._peers.meet_neighbours():
                     self._met.set()
                 self._notice()

@@ -19,7 +19,9 @@ from train.step import SourceReport, StepReport
 
 WORK = Work(tokens=400, patches=560, token_pairs=20_000, patch_pairs=30_000)
 SOURCES = [
-    SourceReport(counts=SourceCounts(samples=3 * (n == 0), tokens=400 * (n == 0), targets=100 * (n == 0)), loss=math.nan)
+    SourceReport(
+        counts=SourceCounts(samples=3 * (n == 0), tokens=400 * (n == 0), targets=100 * (n == 0)), loss=math.nan
+    )
     for n in range(len(compose("quickstart_stage2").data.sources))
 ]
 SOURCES[0] = replace(SOURCES[0], loss=1.5)
