@@ -23,7 +23,7 @@ from launch.loaded import Loaded, load
 from launch.questions import Prompt, answer_text, prompt_of, prompt_text
 from train.checkpoint.commits import open_commit
 from train.config import EvaluateConfig
-from train.evaluate import held_out
+from train.held_out import held_out
 from train.shown import Shown, pictures_of
 
 

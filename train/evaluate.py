@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.config import DataConfig
 from data.encoding.tokenizer import load_tokenizer
 from data.loading.loader import Loader
 from data.loading.pool import open_readers
-from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Cursor, Plan, assign_rows
 from model.vlm import Row
 from parallel.collectives import any_of, sum_over
@@ -30,9 +28,8 @@ from parallel.place import Board
 from parallel.schedule import Schedule
 from train.batches import Batches, RowForm
 from train.checkpoint.generators import undisturbed
-from train.config import EvaluateConfig, RunConfig
-
-_ANY_NUMBER = 2**31
+from train.config import RunConfig
+from train.held_out import held_out, rows_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,34 +129,6 @@ class _OneWord(Board):
 
     def tell(self, phase: str, microbatch: int | None = None) -> None:
         self._board.tell("evaluate", microbatch)
-
-
-def held_out(data: DataConfig, evaluate: EvaluateConfig) -> tuple[DataConfig, list[SourceIndex]]:
-    """The data of an evaluation, and its indexes: one window with so many samples of each source, none twice.
-
-    Raises ValueError if an index does not fit its shards or the run's tokenizer.
-    """
-    indexes = open_indexes(replace(data, sources=evaluate.sources, run_length=1))
-    counts = [min(evaluate.samples, len(index)) for index in indexes]
-    sources = [replace(each, weight=float(count)) for each, count in zip(evaluate.sources, counts, strict=True)]
-    config = replace(
-        data,
-        sources=tuple(sources),
-        window=sum(counts),
-        weights_are="samples",
-        run_length=1,
-        bad_share=1.0,  # what cannot be read of them is told, and ends no run
-        bad_in_row=_ANY_NUMBER,
-    )
-    return config, indexes
-
-
-def rows_for(config: DataConfig, indexes: list[SourceIndex], dp_size: int, least: int) -> DataConfig:
-    """The same in steps of as many rows as training has, or of fewer where one step holds them all; each replica has a
-    multiple of `least`."""
-    unit = dp_size * least
-    rows = min(config.rows_per_step, Plan(config, indexes).rows_of_window(0))
-    return replace(config, rows_per_step=unit * math.ceil(rows / unit))
 
 
 def _least_rows(run: RunConfig) -> int:

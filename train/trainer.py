@@ -130,6 +130,7 @@ class Trainer:
                 while not self._is_over() and not self.stop.agreed:
                     self._take_step()
                 saved = self._last_saved()
+                self.watch.board.tell("end")  # which may take its time
                 self.evaluator.finish(self.metrics, self.stop)
             again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
             told = f"step {self.state.step}{_where(saved) if again else ' was the last'}"
@@ -257,7 +258,7 @@ class Trainer:
             )
         if self.metrics is not None:
             self.metrics.record_save(outcome)
-            self.evaluator.saved(outcome, self._is_over())
+            self.evaluator.saved(outcome, self._is_over() and outcome.step == self.state.step)
 
 
 def _begin(run: RunConfig) -> tuple[RunLock, Commit | None]:

@@ -27,7 +27,8 @@ from tests.harness.lives import run_config
 from tests.prove.planting import replace_name
 from train.batches import RowForm
 from train.config import EvaluateConfig, RunConfig
-from train.evaluate import Evaluated, Evaluation, held_out
+from train.evaluate import Evaluated, Evaluation
+from train.held_out import held_out
 from train.trainer import Trainer
 
 HELD_OUT = {"pictures": 9, "words": 25}

@@ -1,6 +1,7 @@
 """A recorded step once more: the same loss from another layout, steps run to get there, and what is not the same."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from launch.replay import replay
 from parallel.config import ParallelConfig
 from tests.harness.evaluated import train_here
 from tests.harness.lives import run_config
-from tests.harness.runs import make_data
+from tests.harness.runs import ROOT, make_data
 from tests.prove.context import Worlds
 
 
@@ -57,6 +58,15 @@ def test_a_step_that_differs_is_told(trained: Path, tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "further than 0.0001 from the record: loss\n" in said and "samples by loss, 12 of" in said
     assert "mixed:" in said
+
+
+def test_the_command_of_the_page_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(r"^    triptych (replay .*)$", (ROOT / "docs/diagnosing.md").read_text(), re.MULTILINE)
+    words = {"runs/mine": str(trained), "812": "5"}
+    with pytest.raises(SystemExit) as end:
+        main([*(words.get(word, word) for word in line.split()), "--json"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert end.value.code == 0 and told["step"] == 5 and told["from_step"] == 4
 
 
 @pytest.mark.parametrize(

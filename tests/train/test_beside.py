@@ -97,10 +97,13 @@ def test_it_ends_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from tests.train.test_beside import beside\n"
-        "with beside(Path(sys.argv[1]), 'hang') as made:\n"
-        "    made.start(Path(sys.argv[1]), 2)\n"
-        "    time.sleep(600)\n"
+        "from types import SimpleNamespace\n"
+        "from train.beside import Beside\n"
+        "from train.config import EvaluateConfig\n"
+        "run = SimpleNamespace(run_dir=sys.argv[1], evaluate=EvaluateConfig(command=('hang',)))\n"
+        "made = Beside(run, module='tests.harness.stand_in')\n"
+        "made.start(Path(sys.argv[1]), 2)\n"
+        "time.sleep(600)\n"
     )
     trainer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
     try:

@@ -1,4 +1,4 @@
-"""Which verdict a job leaves that a rank kept from going on: another try, as long as that comes further than the last."""
+"""Which verdict a stuck job leaves: another try, as long as that comes further than the last."""
 
 import json
 from pathlib import Path
