@@ -70,11 +70,9 @@ class Watch:
         self._shared = SharedMemory()
         self.board = Board(self._shared.memory)
         """Where the main thread says what it is at."""
-        self.names: Names | None = None
-        """How to name samples, once there is a plan."""
+        self.names: Names | None = None  # of samples, once there is a plan
         self.stop = Stop(self._rank, self._grid.world_size, lambda: own_store(self._timeout), self.say_stopped)
-        self.paces: Callable[[], Mapping[int, Pace]] = dict
-        """What each rank's own work has taken, as heard by the lowest rank."""
+        self.paces: Callable[[], Mapping[int, Pace]] = dict  # what each rank's work took, as the lowest rank has heard
         self._over = threading.Event()
         self._met = threading.Event()
         self._to_post: list[Post] = []
@@ -104,6 +102,7 @@ class Watch:
         self._over.set()
         self._ring()
         self._thread.join()
+        stacks.is_not_held()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_bell)
@@ -176,6 +175,7 @@ class Watch:
         try:
             while not self._over.is_set():
                 self._peers.beat(self.board.read(), pace=self.board.spent.pace)
+                stacks.tell_if_held(0.75 * self._limits.silence)  # before it is taken for lost, and killed
                 if self._peers.meet_neighbours():
                     self._met.set()
                 self._notice()

@@ -3,11 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from data.config import SourceConfig
+from data.plan.plan import Cursor, RowPlan, StepPlan
 from parallel.config import ParallelConfig
+from parallel.place import Place
 from tests.harness.evaluated import (
     drawing,
     evaluated_run,
@@ -21,6 +25,7 @@ from tests.harness.runs import compare_runs, make_data
 from tests.prove.context import LAYOUTS, Worlds
 from train.config import EvaluateConfig
 from train.crosscheck import cross_faults
+from train.faults import sample_names
 
 CHUNKED = ParallelConfig(pipeline=2, chunks=2)
 
@@ -80,6 +85,18 @@ def asked_at_once(run):  # type: ignore[no-untyped-def]
     losses = Evaluation.losses
     with patch.object(Evaluation, "losses", lambda self: losses(self, lambda: True)):
         return held_out_losses(run)
+
+
+def test_a_report_names_the_samples_of_the_evaluation() -> None:
+    def plan(name: str) -> Any:
+        config = SimpleNamespace(sources=[SimpleNamespace(name=name)])
+        rows = (RowPlan(samples=((0, 7), (0, 3)), num_tokens=9, num_patches=0, cost=1),)
+        return SimpleNamespace(config=config, step=lambda _: StepPlan(rows=rows, next_cursor=Cursor()))
+
+    names = sample_names(plan("learnt"), 1, plan("held"))
+    assert names(Place(phase="evaluate", step=4), 0) == [["held:7", "held:3"]]
+    assert names(Place(phase="forward", step=4), 0) == [["learnt:7", "learnt:3"]]
+    assert Place(phase="evaluate", step=4).steps_done == 4
 
 
 @pytest.mark.parametrize(
