@@ -36,13 +36,18 @@ class Beside:
         self._folder = Path(run.run_dir).resolve() / FOLDER
         self._process: subprocess.Popen[bytes] | None = None
         self._step = 0
+        self._next: tuple[Path, int] | None = None
+        """Waits for the one under way."""
         self._deadline = 0.0
         self._told: list[dict[str, Any]] = []
 
     def start(self, commit: Path, step: int) -> None:
-        """Begin with a checkpoint, unless an earlier one is still under way: that is told, and this one left out."""
-        if self._process is not None and self._process.poll() is None:
-            self._told.append({"step": step, "fault": f"left out: what began after step {self._step} is still running"})
+        """Begin with a checkpoint. While an earlier one is still under way the newest waits; others are left out."""
+        if self._next is not None and self._next[1] != step:
+            why = f"left out: what began after step {self._step} was still running, and step {step} came"
+            self._told.append({"step": self._next[1], "fault": why})
+        self._next = (commit, step) if self._is_running() else None
+        if self._next is not None:
             return
         self._told += self._ended()
         out = self._folder / f"step_{step:08d}"
@@ -69,27 +74,35 @@ class Beside:
 
     def poll(self) -> list[dict[str, Any]]:
         """Results and faults since the last call: {"step", "fault", and what there is of "answers" and "command"}."""
-        process = self._process
-        if process is not None and process.poll() is None and time.monotonic() > self._deadline:
+        if self._is_running() and time.monotonic() > self._deadline:
             self._told.append({"step": self._step, "fault": f"ended after {self._evaluate.command_seconds:g} s"})
             self._kill()
         self._told += self._ended()
+        if self._next is not None and not self._is_running():
+            self.start(*self._next)
         told, self._told = self._told, []
         return told
 
     def wait(self, seconds: float, asked_to_end: Callable[[], bool]) -> None:
-        """Until it has ended, for at most so long."""
-        end = time.monotonic() + seconds
-        while self._process is not None and self._process.poll() is None:
-            if time.monotonic() > min(end, self._deadline) or asked_to_end():
-                self._told.append({"step": self._step, "fault": "ended with the run (evaluate.wait_seconds)"})
+        """Until all has ended, for at most so long."""
+        end, told = time.monotonic() + seconds, self.poll()
+        while self._is_running():
+            if time.monotonic() > end or asked_to_end():
+                steps = [self._step, *([self._next[1]] if self._next is not None else [])]
+                told += [{"step": step, "fault": "ended with the run (evaluate.wait_seconds)"} for step in steps]
+                self._next = None
                 self._kill()
-                return
+                break
             time.sleep(0.05)
+            told += self.poll()
+        self._told = told + self._told
 
     def close(self) -> None:
         """End it and all it has started."""
         self._kill()
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _ended(self) -> list[dict[str, Any]]:
         process = self._process

@@ -74,15 +74,16 @@ def test_what_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
         started = pids(tmp_path, 2)
         assert made.poll() == []
         made.start(tmp_path, 4)
+        made.start(tmp_path, 6)
         assert [(told["step"], "left out" in told["fault"]) for told in made.poll()] == [(4, True)]
         made._deadline = 0.0
         (told,) = made.poll()
         assert told == {"step": 2, "fault": "ended after 3600 s"}
         come(lambda: all(map(gone, started)))
-        made.start(tmp_path, 6)
-        started = pids(tmp_path, 6)
+        started = pids(tmp_path, 6)  # the newest has waited for its turn
+        made.start(tmp_path, 8)
         made.wait(0.1, lambda: False)
-        assert "ended with the run" in made.poll()[0]["fault"]
+        assert [(told["step"], "with the run" in told["fault"]) for told in made.poll()] == [(6, True), (8, True)]
         come(lambda: all(map(gone, started)))
 
 
