@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def _with_data_of(run: RunConfig, step: int, newest: Commit, reached: int) -> Ru
 
 def _again(run: RunConfig, step: int, tell: Callable[[str], None]) -> tuple[StepReport, list[SampleLoss], int]:
     """(what the step did, what its samples lost, the step after which it began)"""
-    with distributed(run.parallel, run.seed) as groups:
+    with _one_thread(), distributed(run.parallel, run.seed) as groups:
         trainer = Trainer(run, groups, Watch(run.parallel, run.run_dir, ()))  # not entered: it watches nothing
         try:
             first = trainer.state.step
@@ -163,6 +164,17 @@ def _again(run: RunConfig, step: int, tell: Callable[[str], None]) -> tuple[Step
             trainer.optimizer.close()
     sources = [source.name for source in run.data.sources]
     return report, list(_samples(report.plan.rows, sums, sources)), first
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As launch/torchrun.sh gives each process of a run: more of them add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def by_sample(row: Row, token_losses: Tensor) -> tuple[Tensor, Tensor]:
