@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=4")
     plan.set_defaults(command=_plan)
 
+    report = commands.add_parser("report", help="one page of a run: curves, throughput, data, checkpoints, samples")
+    report.add_argument("run", type=Path, help="run folder; it may be training")
+    report.add_argument("--out", type=Path, metavar="OUT.html", help="default: RUN/report.html")
+    report.set_defaults(command=_report)
+
     quickstart = commands.add_parser("quickstart", help="what `make quickstart` runs")
     quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
     quickstart.set_defaults(command=_quickstart)
@@ -222,6 +227,13 @@ def _plan(options: argparse.Namespace) -> int:
     from train.resolve import compose
 
     return _tell(plan_lines(compose(options.config_name, options.overrides)))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from launch.report import write_run_report
+
+    print(f"wrote {write_run_report(options.run, options.out)}")
+    return 0
 
 
 def _quickstart(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from data.encoding.tokenizer import load_tokenizer
 from data.index.build import build_index
 from data.index.file import open_index
 from launch.checkout import ROOT, CheckoutError, check_checkout
-from launch.report import write_report
+from launch.report import write_quickstart_report
 from launch.result import Curve, print_table, read_curve, task_table
 from launch.score import Heldout, Score, constant_shares, read_heldout, score_folder
 from train.config import RunConfig
@@ -128,7 +128,8 @@ def run_all(plan: Plan) -> None:
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(OUT / "answers.json", {state: score.answers for state, score in scores.items()} | {"grey": grey.answers})
     write_json(OUT / "result.json", result)
-    write_report(OUT / "report.html", result, curves, scores, heldout, OUT / "data" / "heldout")
+    folders = {stage: Path(run.run_dir) for stage, run in plan.runs.items()}
+    write_quickstart_report(OUT / "report.html", result, folders, scores, heldout, OUT / "data" / "heldout")
     print_table(result["tasks"])
     losses = result["caption_loss"]
     print(f"caption loss after stage 1: {losses['right']:.3f} right picture, {losses['shuffled']:.3f} another's")

@@ -150,9 +150,7 @@ def _again(run: RunConfig, step: int, tell: Callable[[str], None]) -> tuple[Step
         try:
             first = trainer.state.step
             if step - first > 1:
-                tell(
-                    f"the newest checkpoint before step {step} is of step {first}: {step - 1 - first} come first"
-                )
+                tell(f"the newest checkpoint before step {step} is of step {first}: {step - 1 - first} come first")
             while trainer.state.step < step - 1:
                 train_step(trainer.parts, trainer.state)
             sums: list[tuple[Tensor, Tensor]] = []

@@ -1,8 +1,11 @@
-"""`report.html`: one file with nothing outside it - curves as SVG, held-out pictures, questions and answers."""
+"""`report.html`: one file with nothing outside it. Of one run (`triptych report RUN`, and at its end), or of the
+quickstart's runs with what their models answered."""
 
 import base64
-import html
 import io
+import logging
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,100 +17,91 @@ from data.index.file import Index, open_index
 from data.types import RawSample
 from data.visual.pictures import decode_image
 from launch.judge import is_correct
+from launch.look import visible
 from launch.questions import Question
-from launch.result import STATES, Curve
+from launch.result import STATES
+from launch.run_view import Answer, Example, Examples, view
 from launch.score import Heldout, Score
+from launch.story import read_story
 
+log = logging.getLogger(__name__)
+REPORT = "report.html"
 EXAMPLES = 6  # a task
-_WIDTH, _HEIGHT, _MARGIN = 340, 190, 36  # of a curve, in SVG units
 _THUMBNAIL = 160  # pixels along the longer side
-_SMOOTH = 0.9  # weight of the past in the drawn mean
 
 Picture = dict[str, str]
 
 
-def write_report(
+def write_run_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run, RUN/report.html if `out` is None. Raises ValueError if the run has no metrics."""
+    run_dir = Path(run_dir)
+    path = Path(out) if out is not None else run_dir / REPORT
+    run = view(read_story(run_dir), run_dir.resolve().name)
+    _write(path, title=run.name, runs=[run], result=None, examples=None)
+    return path
+
+
+def report_at_end(run_dir: str | Path) -> None:
+    """Write a run's page where it has just ended; on the node of its first rank alone. What fails is only told."""
+    try:
+        starts = read_story(run_dir).starts
+        if starts and starts[-1].get("host") == platform.node():
+            print(f"the run's page is {write_run_report(run_dir)}", flush=True)
+    except Exception as fault:  # a page must not change what became of the run
+        log.warning("no page of %s was written: %s: %s", run_dir, type(fault).__name__, fault)
+
+
+def write_quickstart_report(
     path: Path,
     result: Mapping[str, Any],
-    curves: Mapping[str, Curve],
+    runs: Mapping[str, Path],
     scores: Mapping[str, Score],
     heldout: Heldout,
     folder: Path,
 ) -> None:
-    """Write the page. `folder` holds the held-out sources, whose pictures are shown small."""
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
-    template = environment.get_template("report.html.jinja")
-    page = template.render(
+    """Write the page of the quickstart.
+
+    Args:
+        runs: run folder of each training stage.
+        folder: holds the held-out sources, whose pictures are shown small.
+    """
+    rows = {task: _examples(asked, scores, folder / task) for task, asked in heldout.questions.items()}
+    _write(
+        path,
+        title="Triptych quickstart",
+        runs=[view(read_story(run), name) for name, run in runs.items()],
         result=result,
-        states=STATES,
-        curves={name: draw_curve(curve) for name, curve in curves.items()},
-        summaries={name: curve.summary() for name, curve in curves.items()},
-        examples={task: _examples(asked, scores, folder / task) for task, asked in heldout.questions.items()},
+        examples=Examples(states=STATES, rows=rows),
     )
-    path.write_text(page, encoding="utf-8")
 
 
-def draw_curve(curve: Curve) -> "jinja2.utils.markupsafe.Markup":
-    """Loss over steps as an inline SVG: every step faint, an exponential mean over it."""
-    smooth = exponential_mean(curve.losses)
-    top = max(smooth[0], *curve.losses) * 1.02
-    bottom = min(0.0, *curve.losses)
-    last = max(curve.steps[-1], 2)
-
-    def points(values: Sequence[float]) -> str:
-        return " ".join(
-            f"{_x(step, last):.1f},{_y(value, bottom, top):.1f}"
-            for step, value in zip(curve.steps, values, strict=True)
-        )
-
-    labels = [
-        f'<text x="{_MARGIN - 4}" y="{_y(value, bottom, top) + 4:.1f}" text-anchor="end">{value:.2g}</text>'
-        for value in (bottom, (bottom + top) / 2, top)
-    ]
-    labels.append(f'<text x="{_WIDTH - 4}" y="{_HEIGHT - 8}" text-anchor="end">step {html.escape(str(last))}</text>')
-    axes = f'<path d="M{_MARGIN},8 V{_HEIGHT - _MARGIN + 8} H{_WIDTH - 4}" class="axis"/>'
-    svg = (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(labels)}'
-        f'<polyline class="raw" points="{points(curve.losses)}"/>'
-        f'<polyline class="mean" points="{points(smooth)}"/></svg>'
+def _write(path: Path, **told: Any) -> None:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(Path(__file__).parent)
     )
-    return jinja2.utils.markupsafe.Markup(svg)  # numbers alone: nothing of a sample or a recipe is in it
+    environment.filters["visible"] = visible
+    page = environment.get_template("report.html.jinja").render(states=STATES, **told)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+    partial.replace(path)
 
 
-def exponential_mean(values: Sequence[float]) -> list[float]:
-    """Mean over the past with weights falling by `_SMOOTH` a step, without a bias towards the first value."""
-    smooth, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = _SMOOTH * total + value
-        weight = _SMOOTH * weight + 1.0
-        smooth.append(total / weight)
-    return smooth
-
-
-def _x(step: int, last: int) -> float:
-    return _MARGIN + (step - 1) / (last - 1) * (_WIDTH - 4 - _MARGIN)
-
-
-def _y(value: float, bottom: float, top: float) -> float:
-    return _HEIGHT - _MARGIN + 8 - (value - bottom) / (top - bottom) * (_HEIGHT - _MARGIN)
-
-
-def _examples(asked: Sequence[Question], scores: Mapping[str, Score], folder: Path) -> list[dict[str, Any]]:
+def _examples(asked: Sequence[Question], scores: Mapping[str, Score], folder: Path) -> list[Example]:
     """The first questions of a task, whatever was answered: nothing is picked."""
     index = open_index(folder)
     return [
-        {
-            "pictures": thumbnails(index, question.number),
-            "question": question.text,
-            "expected": question.expected,
-            "answers": [_answer(question, scores[state].answers[question.task][place]) for state in STATES],
-        }
+        Example(
+            pictures=thumbnails(index, question.number),
+            question=question.text,
+            expected=question.expected,
+            answers=[_answer(question, scores[state].answers[question.task][place]) for state in STATES],
+        )
         for place, question in enumerate(asked[:EXAMPLES])
     ]
 
 
-def _answer(question: Question, text: str) -> dict[str, Any]:
-    return {"text": text, "right": is_correct(question.metric, question.expected, text)}
+def _answer(question: Question, said: str) -> Answer:
+    return Answer(said=said, right=is_correct(question.metric, question.expected, said))
 
 
 def thumbnails(index: Index, number: int) -> list[Picture]:

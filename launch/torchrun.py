@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.report import report_at_end
 from parallel.verdict import AGAIN_CODE, FAULT_CODE
 from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     run = recipe_of(arguments[arguments.index("train") + 1 :])
     clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
     fault = _torchrun([*_understood(stopping_options(run.checkpoint)), *arguments])
+    report_at_end(run.run_dir)
     if fault is None:
         return 0
     ending = read_ending(run.run_dir)

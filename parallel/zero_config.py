@@ -1,4 +1,4 @@
-"""What DeepSpeed is given of a run: who is where in the grid, how gradients are kept and reduced, groups to hold on to."""
+"""What DeepSpeed is given of a run: who is where in the grid, how gradients are kept, and no empty groups."""
 
 from typing import Any
 

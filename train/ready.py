@@ -120,8 +120,8 @@ def file_faults(run: RunConfig) -> list[str]:
 def _packages(run: RunConfig) -> None:
     if run.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
-            "log.tensorboard=true, but the package tensorboard is not installed: pip install 'triptych[tensorboard]', or "
-            "leave it out; metrics.jsonl has the same numbers"
+            "log.tensorboard=true, but the package tensorboard is not installed: pip install 'triptych[tensorboard]', "
+            "or leave it out; metrics.jsonl has the same numbers"
         )
 
 

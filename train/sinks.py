@@ -109,11 +109,20 @@ class WandbSink:
         self._run.log({**numbers, "step": step})
 
     def show(self, shown: Sequence[Shown], step: int) -> None:
-        table = self._wandb.Table(columns=[*_COLUMNS, "pictures"])
+        # A list of pictures in one cell would be kept as words.
+        most = max(len(sample.pictures) for sample in shown)
+        table = self._wandb.Table(columns=[*_COLUMNS, *(f"picture {place}" for place in range(most))])
         for sample in shown:
             pictures = [self._wandb.Image(picture) for picture in sample.pictures]
-            table.add_data(*(getattr(sample, name) for name in _COLUMNS), pictures)
-        self._run.log({"samples": table, "step": step})
+            missing = [None] * (most - len(pictures))
+            table.add_data(*(getattr(sample, name) for name in _COLUMNS), *pictures, *missing)
+        # Offline the pictures of a table lie in the user's own cache; these lie in the run's folder, with what was said.
+        beside = [
+            self._wandb.Image(picture, caption=f"{sample.sample}: {sample.answer}")
+            for sample in shown
+            for picture in sample.pictures
+        ]
+        self._run.log({"samples": table, "sample_pictures": beside, "step": step})
 
     def close(self) -> None:
         self._run.finish()

@@ -227,7 +227,7 @@ def _count_non_finite(state: TrainState, fault: str | None, limit: int) -> None:
 
 
 def forward_backward(parts: StepParts, announced: Announced, targets: int, forward_only: bool = False) -> Losses:
-    """Run the step's microbatches; returns what they lost over its `targets` supervised tokens, on every rank."""
+    """Run the step's microbatches; returns their loss over the step's `targets` supervised tokens, on every rank."""
     sources = torch.arange(len(announced.by_source), device=parts.groups.device).view(-1, 1)
     # DeepSpeed averages gradients over the data axis, so the loss of a replica is scaled up by its size.
     scale = parts.groups.dp_size / targets

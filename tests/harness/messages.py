@@ -64,14 +64,20 @@ _ROWS, _PATCHES, _TARGETS = 160 * 256, 60 * 256, 129
 
 _ANNOUNCED = (
     _line("replica", "broadcast", 1, 4 * 7 * 8, "the table: 7 counts of each microbatch"),
-    _line("replica", "broadcast", 1, 841 * 8, "the payload: tokens, targets, positions, lengths, sources, grids, visual places"),
+    _line(
+        "replica",
+        "broadcast",
+        1,
+        841 * 8,
+        "the payload: tokens, targets, positions, lengths, sources, grids, visual places",
+    ),
 )
 _TOLD = _line(
     "world",
     "allreduce",
     1,
     (2 + 3 + 2) * 8,
-    "whether gradients are finite on every rank, any is asked to end, squared norms of 3 parts, 2 times of the pipeline",
+    "whether gradients are finite on every rank, any is asked to end; squared norms of 3 parts, 2 times",
 )
 _ENDS = (
     _line("pp", "broadcast", 1, 2 * 8, "the loss, and that of each source, from the last pipeline stage"),

@@ -17,10 +17,12 @@ from data.index.build import build_index
 from data.types import RawSample
 from launch.questions import caption_prompts, grey_prompt, prompt_text
 from launch.quickstart import OUT, STAGES, QuickstartError, clean, make_plan, run_logged
-from launch.report import draw_curve, exponential_mean, write_report
-from launch.result import STATES, Curve, read_curve, task_table
+from launch.report import write_quickstart_report
+from launch.result import STATES, read_curve, task_table
 from launch.score import Heldout, Score, constant_shares, read_heldout
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
+from tests.harness.report_page import read_report
+from tests.harness.told_runs import write_run
 from train.resolve import RecipeError
 
 
@@ -95,13 +97,6 @@ def test_a_curve_has_each_step_once(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     summary = read_curve(tmp_path).summary()
     assert summary == {"steps": 4, "first_loss": 4.0, "last_loss": 2.0, "tokens_per_second": 20.0}
-
-
-def test_the_drawn_mean_starts_at_the_first_value_and_follows() -> None:
-    assert exponential_mean([5.0]) == pytest.approx([5.0])
-    smooth = exponential_mean([1.0] * 50 + [3.0] * 200)
-    assert smooth[49] == pytest.approx(1.0) and smooth[-1] == pytest.approx(3.0, abs=1e-3)
-    assert draw_curve(Curve(steps=[1], losses=[2.0], tokens=1, seconds=1.0)).count("<polyline") == 2
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +202,7 @@ def test_the_page_and_the_table_say_what_was_answered(heldout: tuple[Heldout, Pa
     tasks = task_table(scores, {"clips": 0.0, "digits": 1.0}, constant_shares(read))
     assert tasks["digits"]["chance"] == 1.0 and tasks["digits"]["constant"] == pytest.approx(4 / 7)
     assert tasks["clips"] == dict.fromkeys(STATES, 1.0) | {"samples": 1, "chance": 1.0, "constant": 1.0, "grey": 0.0}
-    curve = Curve(steps=[1, 2], losses=[2.0, 1.0], tokens=20, seconds=2.0)
+    runs = {stage: write_run(tmp_path / stage, 8) for stage in ("stage1", "stage2")}
     result = {
         "seconds": 5.0,
         "layout": "dp1-tp1-pp1",
@@ -216,12 +211,14 @@ def test_the_page_and_the_table_say_what_was_answered(heldout: tuple[Heldout, Pa
         "tasks": tasks,
         "caption_loss": {"right": 1.0, "shuffled": 2.0},
     }
-    write_report(tmp_path / "report.html", result, {"stage1": curve}, scores, read, folder)
+    write_quickstart_report(tmp_path / "report.html", result, runs, scores, read, folder)
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page must not need another file"
-    assert page.count("data:image/png;base64,") == 6 + 3  # six pictures, and three frames of the clip
-    assert page.count('class="right"') == 4 * (2 + 1) and page.count('class="wrong"') == 4 * 4
+    assert page.count("data:image/png;base64,") == 6 + 3 + 2 * 4  # pictures, frames of the clip, those of the runs
+    of_runs = 2 * 2 * 2
+    assert page.count('class="right"') == 4 * (2 + 1) + of_runs and page.count('class="wrong"') == 4 * 4 + of_runs
+    assert page.count('<section class="run">') == 2 and read_report(page).foreign == []
 
 
 def test_held_out_samples_without_an_answer_are_refused(heldout: tuple[Heldout, Path], tmp_path: Path) -> None:
