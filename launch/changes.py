@@ -15,6 +15,8 @@ FREE = (
     "parallel.",
     "checkpoint.",
     "log.",
+    "evaluate.",
+    "profile.",
     "data.oss",  # how the store is reached; what lies there is compared with the index
     "data.prefetch_steps",
     "data.workers",

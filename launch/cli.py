@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--print", action="store_true", help="show what changes and the command, and start nothing")
     resume.set_defaults(command=_resume)
 
+    _add_replay(commands.add_parser("replay", help="run one recorded step again, in one process, and compare"))
+
     add_checkpoint(commands.add_parser("checkpoint", help="look at, check, compare, delete and convert checkpoints"))
 
     add_pack(commands.add_parser("pack", help="write shards from a file of conversations and a folder of pictures"))
@@ -106,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
     quickstart.set_defaults(command=_quickstart)
     return parser
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="where data lies now: data.tokenizer=FOLDER")
+    parser.add_argument("--step", type=at_least_one, required=True, help="counted from 1, as metrics.jsonl does")
+    parser.add_argument("--tolerance", type=float, help="relative; default: 1e-4 for fp32, 2e-2 for bf16")
+    parser.add_argument("--json", action="store_true", help="print data in place of lines, with every sample's loss")
+    parser.set_defaults(command=_replay)
 
 
 def _is_override(text: str) -> bool:
@@ -158,6 +169,14 @@ def _resume(options: argparse.Namespace) -> int:
     if not options.print:
         start(resume)
     return _tell(resume.lines)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from launch.replay import replay
+
+    silent = {"tell": lambda line: print(line, file=sys.stderr, flush=True)} if options.json else {}
+    found = replay(options.run, options.step, options.overrides, tolerance=options.tolerance, **silent)
+    return found.tell(options.json)
 
 
 def _fetched(options: argparse.Namespace) -> Path:

@@ -98,6 +98,20 @@ def prompt_text(content: dict[str, Any]) -> str:
     return "\n".join(text if isinstance(text, str) else _parts_text(text or []) for text in shown).strip()
 
 
+def answer_text(content: dict[str, Any]) -> str:
+    """What follows the prompt: the last assistant turn, or the last supervised text of a document."""
+    if "messages" in content:
+        last = [message["content"] for message in content["messages"] if message["role"] == "assistant"][-1]
+        return (last if isinstance(last, str) else _parts_text(last or [])).strip()
+    return part_text([part for part in content["parts"] if _is_answer(part)][-1]).strip()
+
+
+def prompt_of(index: Index, number: int, data: DataConfig, tokenizer: Tokenizer, reader: PatchReader) -> Prompt:
+    """What a sample shows before its answer. Raises FormatError if it has none, SampleError if it cannot be read."""
+    raw, sizes = index.read_raw(number), index.media_sizes(number)
+    return _prompt(encode_prompt(raw.content, sizes, tokenizer, data.image, data.video), raw, sizes, reader)
+
+
 def _is_answer(part: dict[str, Any]) -> bool:
     return part["type"] not in VISION_NAMES and not part.get("prefix", False)
 

@@ -1,14 +1,13 @@
 """One rank's part in the end of a job: what the ranks have said is gathered, judged once, told and kept."""
 
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from parallel.dump import dump_lost, keep, say
 from parallel.grid import Grid
 from parallel.peers import Order, Peers
-from parallel.verdict import Facts, Lost, Names, brief_lines, choose, headline, place_of, report
+from parallel.verdict import Facts, How, Lost, Names, brief_lines, choose, headline, place_of, report
 
 
 class Limits:
@@ -29,8 +28,8 @@ class Limits:
         """Between signs of life."""
 
 
-Conclude = Callable[[bool, str, int], None]
-"""Writes the run's verdict: whether the run was asked to end and nothing failed, the reason, and steps finished."""
+Conclude = Callable[[How, str, int], None]
+"""Writes the run's verdict: how the job ended, the reason, and steps finished."""
 
 
 class Judge:
@@ -84,34 +83,26 @@ class Judge:
     def judge(self, facts: Facts, names: Names | None) -> None:
         """Say who ended the job, let the other ranks go, and keep what was said in the run folder."""
         verdict = choose(facts)
-        path = self._folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_rank_{verdict.rank}.txt"
+        folder = self._folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_rank_{verdict.rank}"
+        path = folder.with_name(f"{folder.name}.txt")
         line = "" if verdict.brief else f"{headline(verdict, facts)}; told in {path}"
         message = brief_lines(facts) if verdict.brief else report(verdict, facts, names)
         say(message if verdict.brief else f"[rank {self._peers.rank}] the job ends: {message}kept in {path}\n")
         place, _ = place_of(verdict.rank, facts)
         reason = message.strip() if verdict.brief else headline(verdict, facts)
-        self._conclude(verdict.again, reason, place.steps_done if place is not None else 0)
+        how: How = "asked" if verdict.again else "stuck" if verdict.no_progress else "failed"
+        self._conclude(how, reason, place.steps_done if place is not None else 0)
         lost = tuple(facts.lost)
         self._peers.publish(
-            Order(code=verdict.code, teller=self._peers.rank, line=line, living=len(facts.answers), lost=lost)
+            Order(
+                code=verdict.code,
+                teller=self._peers.rank,
+                line=line,
+                living=len(facts.answers),
+                lost=lost,
+                folder="" if verdict.brief else str(folder),
+            )
         )
         if not verdict.brief:
             keep(path, message)
-
-
-def keep(path: Path, message: str) -> None:
-    """Write a message to a new file; where that fails, say so and no more."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(message)
-    except OSError as error:
-        say(f"not kept: {error}\n")
-
-
-def say(text: str) -> None:
-    """Print to stderr past Python's own buffer: a main thread that was stopped while it printed still has its lock."""
-    data = text.encode(errors="replace")
-    with suppress(OSError):
-        while data:
-            data = data[os.write(2, data) :]
+            dump_lost(str(folder), facts, names)

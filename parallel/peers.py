@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from parallel.pace import NO_PACE, Pace
 from parallel.place import Neighbour, Place, State
 from parallel.verdict import Answer, Lost, LostState, Post
 
@@ -47,6 +48,8 @@ class Order:
     """Ranks that get this."""
     lost: tuple[int, ...]
     """Ranks that do not, and may have to be killed."""
+    folder: str = ""
+    """Gets a file from each rank; empty for none."""
 
 
 class Peers:
@@ -61,19 +64,25 @@ class Peers:
         self._store = store
         self._beats = 0
         self._heard: dict[int, tuple[int, Place]] = {}
+        self._paces: dict[int, Pace] = {}
         self._since = dict.fromkeys(range(world_size), time.monotonic())
         self._known: set[str] = set()
         self._neighbours: dict[int, Neighbour] = {}
         self._write(f"hello/{rank}", (os.getpid(), fd))
 
-    def beat(self, place: Place, done: bool = False) -> None:
-        """Give a sign of life."""
+    def beat(self, place: Place, done: bool = False, pace: Pace = NO_PACE) -> None:
+        """Give a sign of life, with what the steps so far have taken."""
         self._beats += 1
-        self._write(f"beat/{self.rank}", (self._beats, place, done))
+        self._write(f"beat/{self.rank}", (self._beats, place, done, pace))
+
+    def paces(self) -> dict[int, Pace]:
+        """What was taken in last of each rank's steps. From any thread."""
+        return dict(self._paces)
 
     def look(self, ranks: Collection[int]) -> None:
         """Take in signs of life."""
-        for rank, (beats, place, done) in self._read("beat", ranks).items():
+        for rank, (beats, place, done, pace) in self._read("beat", ranks).items():
+            self._paces[rank] = pace
             if rank not in self._heard or self._heard[rank][0] != beats:
                 self._heard[rank] = (beats, place)
                 self._since[rank] = time.monotonic()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-PHASES = ("start", "data", "forward", "backward", "agree", "reduce", "update", "record", "save", "end")
+from parallel.pace import Spent
+
+PHASES = ("start", "data", "forward", "backward", "agree", "reduce", "update", "record", "save", "evaluate", "end")
 """What a main thread can be at, in the order of a step."""
 OPEN_ENDED = ("start", "save", "end")
 """Phases whose local work has no natural limit: only waiting for other ranks can last too long there."""
@@ -30,7 +32,7 @@ class Place:
     step: int = 0
     """Counted from 1; 0 before the first."""
     microbatch: int | None = None
-    """Number within the replica's step, from 0; in forward and backward alone."""
+    """Number within the replica's step, from 0; in forward, backward and evaluate alone."""
     data: tuple[int, int] = (0, 0)
     """Where the rows of the step begin, as the trainer counts them."""
 
@@ -42,7 +44,7 @@ class Place:
     @property
     def steps_done(self) -> int:
         """Steps of the stage that are finished."""
-        return self.step if self.phase in ("record", "save", "end") else max(0, self.step - 1)
+        return self.step if self.phase in ("record", "save", "evaluate", "end") else max(0, self.step - 1)
 
     def __str__(self) -> str:
         step = f"step {self.step}, " if self.step else ""
@@ -57,12 +59,18 @@ class Board:
         self._memory = bytearray(_RECORD.size) if memory is None else memory
         self._changes = self._step = 0
         self._data = (0, 0)
+        self.spent = Spent()
+        """What the steps have taken of this rank's own work."""
         self.tell("start")
 
     def begin_step(self, step: int, data: tuple[int, int]) -> None:
         """Say that `step` (from 1) begins, which it does by fetching the rows at `data`."""
         self._step, self._data = step, data
         self.tell("data")
+
+    def look_at(self, data: tuple[int, int]) -> None:
+        """Say that what comes next is about the rows at `data`, of the evaluation's own plan."""
+        self._data = data
 
     def tell(self, phase: str, microbatch: int | None = None) -> None:
         """Say what comes next."""

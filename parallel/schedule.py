@@ -68,7 +68,7 @@ class Schedule:
         self.board = board or Board()
         """Is told of every microbatch that goes forward or backward, and by the step of what comes after."""
         self._communicator = AnnouncedCommunicator(groups, config)
-        self._whole = Stopwatch(groups.device)
+        self._whole, self._forwards = Stopwatch(groups.device), Stopwatch(groups.device)
         self._hidden_size: int = config.hidden_size
         self._group_size: int = config.microbatch_group_size_per_vp_stage
         self._slices = groups.tp_size if config.sequence_parallel else 1
@@ -96,7 +96,8 @@ class Schedule:
         def forward_step(data: Any, module: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], tuple]]:
             number, microbatch = next(data)
             self.board.tell("forward", number)
-            output = module(microbatch)
+            with self._forwards.running():
+                output = module(microbatch)
             if output.requires_grad:
                 output.register_hook(lambda _: self.board.tell("backward", number))
 
@@ -123,7 +124,10 @@ class Schedule:
 
     def seconds(self) -> tuple[float, float]:
         """(waited for other pipeline stages, in all) of the last `run` on this rank, once its device is through it."""
-        return self._communicator.waited.take(), self._whole.take()
+        waited, whole, forward = self._communicator.waited.take(), self._whole.take(), self._forwards.take()
+        self.board.spent.add("forward", forward)
+        self.board.spent.add("backward", max(0.0, whole - waited - forward))
+        return waited, whole
 
     def _loop(self) -> Callable[..., list[Tensor]]:
         if self._groups.pp_size == 1:

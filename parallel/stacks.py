@@ -1,5 +1,6 @@
 """What the threads of this process are doing. Stacks hold lines of source and no value of any variable."""
 
+import faulthandler
 import linecache
 import sys
 import threading
@@ -31,6 +32,17 @@ def other_stacks() -> str:
         if ident not in own
     ]
     return "".join(told)
+
+
+def tell_if_held(seconds: float) -> None:
+    """Print all stacks to stderr unless this is called again in time: code that never gives Python's lock back keeps
+    every thread of the process from telling, the watch as well. Python's own timer needs no lock."""
+    faulthandler.dump_traceback_later(seconds, file=2)
+
+
+def is_not_held() -> None:
+    """End what `tell_if_held` began."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def waits_for_ranks() -> tuple[int, ...] | None:

@@ -14,20 +14,31 @@ class Stopwatch:
         self._on_gpu = device.type == "cuda"
         self._intervals: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds = 0.0
+        self._began: torch.cuda.Event | None = None
+        self._started = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Add what is done in here."""
+        self.start()
+        yield
+        self.stop()
+
+    def start(self) -> None:
+        """An interval begins; there is one at a time."""
+        self._started = time.perf_counter()
         if self._on_gpu:
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record()
-            yield
-            ended.record()
-            self._intervals.append((began, ended))
+            self._began = torch.cuda.Event(enable_timing=True)
+            self._began.record()
+
+    def stop(self) -> None:
+        """It ends."""
+        if self._began is None:
+            self._seconds += time.perf_counter() - self._started
         else:
-            started = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - started
+            ended = torch.cuda.Event(enable_timing=True)
+            ended.record()
+            self._intervals.append((self._began, ended))
 
     def take(self) -> float:
         """The sum, and begin at zero again. On a GPU it waits for the last interval's end: ask when that has passed."""

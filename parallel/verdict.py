@@ -14,10 +14,12 @@ number."""
 
 CURE = "raise parallel.timeout_seconds if it only needs longer"
 
-Names = Callable[[tuple[int, int], int], Sequence[Sequence[str]]]
-"""(data of a place, data-parallel rank) -> names of the samples of each microbatch of that replica's step."""
+Names = Callable[[Place, int], Sequence[Sequence[str]]]
+"""(place, data-parallel rank) -> names of the samples of each microbatch of that replica's step."""
 
 
+How = Literal["asked", "stuck", "failed"]
+"""A job ended: it was asked to and nothing failed; a rank did not go on; a fault."""
 LostState = Literal["gone", "stopped", "silent", "never came"]
 """Of a rank that does not answer, the surest first."""
 
@@ -58,6 +60,8 @@ class Answer:
     """Of the main thread, or the traceback of what it raised."""
     others: str
     """Stacks of its other threads."""
+    calls: str = ""
+    """Its last calls into process groups, the newest first, a line each."""
     neighbours: Mapping[int, tuple[State, Place | None]] = field(default_factory=dict)
     """State and place of the ranks of its host."""
 
@@ -97,6 +101,8 @@ class Verdict:
     """The same happened to every rank, and its own words say all: no stacks."""
     again: bool = False
     """The job was asked to end, and nothing failed."""
+    no_progress: bool = False
+    """Nothing failed that is known of: some rank does not go on, and another try may."""
 
 
 def choose(facts: Facts) -> Verdict:
@@ -109,7 +115,8 @@ def choose(facts: Facts) -> Verdict:
     if lost:
         # The first to fall silent: NCCL ends processes whose peers have gone.
         first = min(lost, key=lambda each: (-each.seconds, get_args(LostState).index(each.state), each.rank))
-        return Verdict(rank=first.rank, what=_of_lost(first), code=FAULT_CODE)
+        # A process that is gone has died of something, which may be the run's own; silence is mostly a host's.
+        return Verdict(rank=first.rank, what=_of_lost(first), code=FAULT_CODE, no_progress=first.state != "gone")
     raised = [post for post in facts.posts if post.kind == "raised" and not post.of_a_peer]
     if raised:
         everywhere = {post.rank for post in raised if post.mendable} >= set(range(facts.grid.world_size))
@@ -133,7 +140,7 @@ def choose(facts: Facts) -> Verdict:
         return Verdict(rank=broken[0].rank, what=f"raised {broken[0].text}", code=FAULT_CODE)
     missed = [post for post in facts.posts if post.kind == "missed"]
     if missed:
-        return Verdict(rank=missed[0].rank, what=f"gave {missed[0].text}", code=FAULT_CODE)
+        return Verdict(rank=missed[0].rank, what=f"gave {missed[0].text}", code=FAULT_CODE, no_progress=True)
     return _stalled(facts)
 
 
@@ -161,7 +168,7 @@ def _stalled(facts: Facts) -> Verdict:
             f"is the least far of ranks that all wait for each other, for {slowest.seconds:.0f} s by now: not all made "
             f"the same collective call, or the network between them fails; {CURE}"
         )
-    return Verdict(rank=slowest.rank, what=what, code=FAULT_CODE)
+    return Verdict(rank=slowest.rank, what=what, code=FAULT_CODE, no_progress=True)
 
 
 def headline(verdict: Verdict, facts: Facts) -> str:
@@ -191,7 +198,7 @@ def report(verdict: Verdict, facts: Facts, names: Names | None) -> str:
     lines = [headline(verdict, facts)]
     lines += [f"  {line}" for line in verdict.what.splitlines()[1:]]
     if place is not None and place.step and names is not None:
-        lines += _samples(place, names, facts.grid.coordinates(verdict.rank)[0])
+        lines += samples_at(place, names, facts.grid.coordinates(verdict.rank)[0])
     lines.append(f"where the {facts.grid.world_size} ranks are:")
     lines += [f"  {_state_of(rank, facts)}" for rank in range(facts.grid.world_size)]
     lines.append("stacks, innermost call last:")
@@ -222,9 +229,25 @@ def place_of(rank: int, facts: Facts) -> tuple[Place | None, str]:
     return lost.place, "" if lost.exact else f" (as of {lost.seconds:.0f} s ago)"
 
 
-def _samples(place: Place, names: Names, dp_rank: int) -> list[str]:
+def alone(answer: Answer, grid: Grid, names: Names | None) -> str:
+    """What one rank says of itself, for a file of its own: place, samples, last calls, stacks of all its threads."""
+    waits = "waits for other ranks" if answer.waits else "busy"
+    lines = [f"{name_of(answer.rank, grid)}: {answer.place}; {waits} for {answer.seconds:.1f} s"]
+    if answer.place.step and names is not None:
+        lines += samples_at(answer.place, names, grid.coordinates(answer.rank)[0])
+    lines.append("last calls into process groups, newest first:")
+    lines += [f"  {line}" for line in answer.calls.splitlines()] or ["  none is recorded"]
+    lines += [
+        "main thread, innermost call last:",
+        *(f"  {line}" for line in (answer.stack + answer.others).splitlines()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def samples_at(place: Place, names: Names, dp_rank: int) -> list[str]:
+    """Lines with the samples of a place's microbatch, or of all of its step where it is in none."""
     try:
-        named = names(place.data, dp_rank)
+        named = names(place, dp_rank)
     except Exception as error:  # what else there is to say must not be lost with it
         return [f"  samples cannot be named: {error!r}"]
     which = range(len(named)) if place.microbatch is None else (place.microbatch,)
@@ -244,7 +267,8 @@ def _doing(rank: int, facts: Facts) -> str:
     if any(post.rank == rank and post.kind == "raised" for post in facts.posts):
         return "raised"
     answer = facts.answers[rank]
-    return f"{'waiting for other ranks' if answer.waits else 'busy'} for {answer.seconds:.1f} s"
+    last = f"; last call {answer.calls.splitlines()[0].partition(',')[0]}" if answer.calls else ""
+    return f"{'waiting for other ranks' if answer.waits else 'busy'} for {answer.seconds:.1f} s{last}"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,10 +21,12 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from parallel import stacks
+from parallel import calls, stacks
 from parallel.config import ParallelConfig
+from parallel.dump import dump_own, keep, say
 from parallel.grid import Grid
-from parallel.judge import Conclude, Judge, Limits, keep, say
+from parallel.judge import Conclude, Judge, Limits
+from parallel.pace import Pace
 from parallel.peers import Order, Peers, own_store
 from parallel.place import OPEN_ENDED, Board, SharedMemory, kill_the_others
 from parallel.stop import Stop
@@ -51,7 +53,7 @@ class Watch:
         config: ParallelConfig,
         run_dir: str | Path,
         mendable: tuple[type[BaseException], ...],
-        conclude: Conclude = lambda again, reason, step: None,
+        conclude: Conclude = lambda how, reason, step: None,
     ) -> None:
         """Args:
         run_dir: gets a file in `faults/` where there is something to tell.
@@ -68,10 +70,9 @@ class Watch:
         self._shared = SharedMemory()
         self.board = Board(self._shared.memory)
         """Where the main thread says what it is at."""
-        self.names: Names | None = None
-        """How to name samples, once there is a plan."""
+        self.names: Names | None = None  # of samples, once there is a plan
         self.stop = Stop(self._rank, self._grid.world_size, lambda: own_store(self._timeout), self.say_stopped)
-        """How the run ends in order."""
+        self.paces: Callable[[], Mapping[int, Pace]] = dict  # what each rank's work took, as the lowest rank has heard
         self._over = threading.Event()
         self._met = threading.Event()
         self._to_post: list[Post] = []
@@ -86,6 +87,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._peers = Peers(own_store(self._timeout), self._rank, self._grid.world_size, self._shared.fd)
+        self.paces = self._peers.paces
         self._outermost = stacks.depth() - 1
         self._judge = Judge(self._peers, self._grid, self._limits, self._run_dir, self._conclude)
         # Python runs its handlers in the main thread, which may be stuck; the bell rings all the same.
@@ -100,6 +102,7 @@ class Watch:
         self._over.set()
         self._ring()
         self._thread.join()
+        stacks.is_not_held()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_bell)
@@ -171,7 +174,8 @@ class Watch:
     def _run(self) -> None:
         try:
             while not self._over.is_set():
-                self._peers.beat(self.board.read())
+                self._peers.beat(self.board.read(), pace=self.board.spent.pace)
+                stacks.tell_if_held(0.75 * self._limits.silence)  # before it is taken for lost, and killed
                 if self._peers.meet_neighbours():
                     self._met.set()
                 self._notice()
@@ -250,22 +254,24 @@ class Watch:
         self._leave(order)
 
     def _answer(self) -> None:
-        self._peers.answer(
-            Answer(
-                rank=self._rank,
-                place=self.board.read(),
-                waits=stacks.waits_for_ranks() is not None,
-                seconds=time.monotonic() - self._moved,
-                stack=self._traceback or stacks.main_stack(self._outermost),
-                others=stacks.other_stacks(),
-                neighbours=self._peers.neighbours(),
-            )
+        self._answered = Answer(
+            rank=self._rank,
+            place=self.board.read(),
+            waits=stacks.waits_for_ranks() is not None,
+            seconds=time.monotonic() - self._moved,
+            stack=self._traceback or stacks.main_stack(self._outermost),
+            others=stacks.other_stacks(),
+            calls=calls.last_calls(),
+            neighbours=self._peers.neighbours(),
         )
+        self._peers.answer(self._answered)
 
     def _leave(self, order: Order) -> NoReturn:
         """End this process when every rank has its orders: the store may go with the first that leaves."""
         if order.line and order.teller != self._rank:
             say(f"[rank {self._rank}] ended with the job: {order.line}\n")
+        if order.folder:
+            dump_own(order.folder, self._answered, self._grid, self.names, self._limits.settle)
         started = time.monotonic()
         with suppress(dist.DistError):
             self._peers.leave()
@@ -284,7 +290,7 @@ class Watch:
                 path, f"{place}: {why}\n{self._traceback or stacks.main_stack(self._outermost)}{stacks.other_stacks()}"
             )
         asked = bool(self._signal) or self.stop.heard
-        self._conclude(asked, f"rank {self._rank}: {why}", self.board.read().steps_done)
+        self._conclude("asked" if asked else "failed", f"rank {self._rank}: {why}", self.board.read().steps_done)
         self._exit(128 + self._signal if self._signal else FAULT_CODE)
 
     def _exit(self, code: int) -> NoReturn:

@@ -24,6 +24,7 @@ from parallel.groups import Groups
 from parallel.norms import Piece, squared_norms
 from parallel.replicas import have_parted, mean_copy
 from parallel.stop import Stop
+from parallel.stopwatch import Stopwatch
 from parallel.zero_config import Mpu, deepspeed_config, placeholder
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq")
@@ -80,8 +81,7 @@ class ZeroOptimizer:
         bf16: bool,
         parallel: ParallelConfig,
     ) -> None:
-        self.stop: Stop | None = None
-        """What a run is asked to end by, where that can happen."""
+        self.stop: Stop | None = None  # what a run is asked to end by, where that can happen
         self._module = module
         self._groups = groups
         self._bf16 = bf16
@@ -111,6 +111,9 @@ class ZeroOptimizer:
                 dist_init_required=False,
             )
         self._adamw = self._zero.optimizer
+        self.updating = Stopwatch(groups.device)  # runs in AdamW itself, which waits for no rank
+        self._adamw.register_step_pre_hook(lambda *_: self.updating.start())
+        self._adamw.register_step_post_hook(lambda *_: self.updating.stop())
         for flat in self._flat_masters():
             # Adam would make these at its first step; a checkpoint can be read or written before that.
             step = torch.zeros((), dtype=torch.float32, device=flat.device if fused else "cpu")

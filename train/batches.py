@@ -1,5 +1,6 @@
 """From planned rows to microbatches on the device: read by one rank a replica, announced to the others."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from model.flops import Work, row_work
 from model.vlm import Row
 from parallel.announce import announce_integers, share_pixels
 from parallel.groups import Groups
+from train.config import RunConfig
 
 
 class Counts(NamedTuple):
@@ -67,6 +69,21 @@ class RowForm:
     """Of the mixture; each sample is of one."""
 
 
+def dtype_of(run: RunConfig) -> torch.dtype:
+    """Of weights and patches."""
+    return torch.bfloat16 if run.precision == "bf16" else torch.float32
+
+
+def row_form(run: RunConfig) -> RowForm:
+    """How the rows of a run look."""
+    return RowForm(
+        dtype=dtype_of(run),
+        patch_dim=run.model.vision.patch_dim if run.model.vision else 0,
+        multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
+        sources=len(run.data.sources),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Announced:
     """One replica's share of a step, known alike on all its ranks."""
@@ -92,11 +109,15 @@ class Batches:
         self._groups = groups
         self._form = form
         self.cursor = cursor
+        self.waited = 0.0
+        """Seconds that the last step's rows were waited for, on a rank that reads."""
 
     def next(self) -> tuple[StepPlan, Announced]:
         """Read, announce and move the cursor on."""
         if self._loader is not None:
+            started = time.perf_counter()
             step_plan, packed = self._loader.next_step()
+            self.waited = time.perf_counter() - started
             announced = announce(packed, len(packed), self._groups, self._form)
         else:
             step_plan = self._plan.step(self.cursor)

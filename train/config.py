@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.config import DataConfig
+from data.config import DataConfig, SourceConfig
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 
@@ -118,6 +118,43 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What a run is measured by that it does not learn from. Nothing of it changes the order of data or a weight."""
+
+    every_steps: int | None = None
+    """Between evaluations; one more comes at the end of the stage. None: there are none."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Held-out sources, indexed as those of `data` are; sizes and budgets are those of `data`. Weights are not read."""
+    samples: int = 256
+    """Of each source, at most: the same ones each time, drawn by data.seed."""
+    answers: int = 0
+    """Samples of each source that the model answers in words, beside training: the step's checkpoint is exported for
+    it. 0: none."""
+    answer_tokens: int = 64
+    """The most that an answer may have."""
+    command: tuple[str, ...] = ()
+    """Program and arguments that are run beside training on each evaluated step's checkpoint, exported for
+    transformers: {export} stands for its folder, {out} for a file that it may write a JSON object of results to, {step}
+    for the step. Empty: none."""
+    command_seconds: float = 3600.0
+    """From the start of the export; what takes longer is ended."""
+    wait_seconds: float = 0.0
+    """What the end of the stage waits at most for the last answers and command; then they are ended."""
+    devices: str = ""
+    """CUDA_VISIBLE_DEVICES for answers and command; empty is the CPU, as the run's own GPUs are full."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig:
+    """A trace by torch.profiler, for chrome://tracing or Perfetto: RUN/profile/."""
+
+    steps: tuple[int, int] | None = None
+    """First and last step of the trace, of those that this start takes. None: no trace."""
+    ranks: tuple[int, ...] = (0,)
+    """Each writes a file of its own, some megabytes a step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """The root: everything `python -m train` needs."""
 
@@ -139,3 +176,5 @@ class RunConfig:
     init: InitConfig
     checkpoint: CheckpointConfig
     log: LogConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)

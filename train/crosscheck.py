@@ -26,6 +26,7 @@ def cross_faults(run: RunConfig) -> list[str]:
         *_pictures(run),
         *_cadence(run),
         *_upload(run),
+        *_evaluation(run),
     ]
 
 
@@ -176,10 +177,13 @@ def _cadence(run: RunConfig) -> Iterator[str]:
         "checkpoint.keep": run.checkpoint.keep,
         "checkpoint.keep_every_steps": run.checkpoint.keep_every_steps,
         "log.every_steps": run.log.every_steps,
+        "evaluate.every_steps": run.evaluate.every_steps,
+        "evaluate.samples": run.evaluate.samples,
+        "evaluate.answer_tokens": run.evaluate.answer_tokens,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
-            optional = name in ("stop_after_steps", "checkpoint.every_steps", "checkpoint.keep_every_steps")
+            optional = name == "stop_after_steps" or (name.endswith("every_steps") and name != "log.every_steps")
             yield f"{name}={count} must be at least 1" + (" or null" if optional else "")
     for name in ("commit_seconds", "grace_seconds"):
         seconds = getattr(run.checkpoint, name)
@@ -201,3 +205,31 @@ def _upload(run: RunConfig) -> Iterator[str]:
         yield f"checkpoint.upload={checkpoint.upload} is no place for checkpoints; write it as oss://bucket/prefix"
     if run.data.oss is None:
         yield f"checkpoint.upload={checkpoint.upload} but nothing says how it is reached; set data.oss.region and so on"
+
+
+def _evaluation(run: RunConfig) -> Iterator[str]:
+    evaluate, profile = run.evaluate, run.profile
+    names = [source.name for source in evaluate.sources]
+    if len(set(names)) < len(names):
+        yield f"evaluate.sources has a name twice: {names}"
+    if evaluate.every_steps is not None and not evaluate.sources:
+        yield f"evaluate.every_steps={evaluate.every_steps} but evaluate.sources is empty; name a held-out source"
+    beside = evaluate.answers or evaluate.command
+    if beside and evaluate.every_steps is None:
+        yield "evaluate.answers and evaluate.command need evaluate.every_steps"
+    saved = run.checkpoint.every_steps
+    if beside and evaluate.every_steps and (saved is None or evaluate.every_steps % saved):
+        yield (
+            f"evaluate.answers and evaluate.command look at checkpoints, and evaluate.every_steps="
+            f"{evaluate.every_steps} is no multiple of checkpoint.every_steps={saved}; set "
+            f"checkpoint.every_steps={evaluate.every_steps}"
+        )
+    if evaluate.answers < 0:
+        yield f"evaluate.answers={evaluate.answers} must be 0 or more"
+    if evaluate.command_seconds <= 0 or evaluate.wait_seconds < 0:
+        yield (
+            f"evaluate.command_seconds={evaluate.command_seconds:g} must be more than 0 and evaluate.wait_seconds="
+            f"{evaluate.wait_seconds:g} 0 or more"
+        )
+    if profile.steps is not None and not 1 <= profile.steps[0] <= profile.steps[1]:
+        yield f"profile.steps={list(profile.steps)} are a first and a last step, counted from 1; set e.g. [10, 12]"

@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from parallel.verdict import How
 from train.checkpoint.commits import attempts, now
 from train.lock import is_of_another_start
 
 VERDICT = "verdict.json"
+STALLS = "stalls.jsonl"
+"""In RUN/faults: a line for each time that no progress ended a start of the run."""
 Word = Literal["again", "done", "failed"]
 
 
@@ -26,7 +29,8 @@ class Ending:
     """What verdict.json says."""
 
     verdict: Word
-    """Asked to end before the stage was over, so start it again; the stage or `stop_after_steps` reached; a fault."""
+    """Asked to end before the stage was over, or it did not go on any more, so start it again; the stage or
+    `stop_after_steps` reached; a fault."""
     step: int
     """Steps of the stage that were finished. The commit may be of an earlier one. A start that failed before its first
     step, be it of a run that was to go on, has that of the commit."""
@@ -52,17 +56,31 @@ def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> 
     partial.replace(folder / VERDICT)
 
 
-def conclude(run_dir: str | Path, again: bool, reason: str, step: int) -> None:
+def conclude(run_dir: str | Path, how: How, reason: str, step: int) -> None:
     """For the watch, which ends a job that did not end by itself. Where nothing can be written there is no verdict, and
     that reads as failed. What this start has said once all was saved stands, whatever fails after it; so does the word
     of another start that trains there, by which this one was refused."""
     said = read_ending(run_dir)
-    if said is not None and said.verdict != "failed" and not again:
+    if said is not None and said.verdict != "failed" and how != "asked":
         return
     with suppress(OSError):
         if is_of_another_start(run_dir):
             return
-        write_ending(run_dir, "again" if again else "failed", reason, step)
+        if how == "stuck" and not _comes_further(Path(run_dir)):
+            how, reason = "failed", f"{reason}; the run has no checkpoint since it was stuck last, so it is left alone"
+        write_ending(run_dir, "failed" if how == "failed" else "again", reason, step)
+
+
+def _comes_further(run_dir: Path) -> bool:
+    """Whether a run that is stuck may try again: it has a checkpoint to go on from, and was not stuck after it before.
+    What hangs for a sample, and not for a host, would otherwise be started again and again. Raises OSError."""
+    newest = next((attempt.path.name for attempt in attempts(run_dir) if attempt.sealed), None)
+    path = run_dir / "faults" / STALLS
+    stuck = [line for line in path.read_text().splitlines() if line] if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"commit": newest, "when": now()}) + "\n")
+    return newest is not None and not any(json.loads(line)["commit"] == newest for line in stuck)
 
 
 def clear_ending(run_dir: str | Path) -> None:

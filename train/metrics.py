@@ -10,11 +10,13 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data.plan.plan import StepPlan, assign_rows, spread
 from model.flops import step_flops
+from parallel.pace import Straggler
 from train.checkpoint.contents import Outcome
 from train.checkpoint.uploads import Upload
 from train.config import RunConfig
@@ -46,6 +48,7 @@ class Metrics:
         self._skipped = _go_on(folder / "skipped.jsonl", from_step)
         self._saves = _go_on(folder / "saves.jsonl", from_step)
         self._evaluations = _go_on(folder / "evaluations.jsonl", from_step)
+        self._stragglers = _go_on(folder / "stragglers.jsonl", from_step)
         self._starts = Lines(folder / "starts.jsonl")
         if start is not None:
             _write(self._starts, {"stage": run.stage.name, "step": from_step, **start})
@@ -138,14 +141,37 @@ class Metrics:
         _write(self._saves, row)
         self._sinks.log({key: value for key, value in scalars(row).items() if key.startswith("upload_")}, upload.step)
 
-    def record_evaluation(self, step: int, losses: Mapping[str, float], shown: Sequence[Shown]) -> None:
-        """Write held-out losses, by source, and the table of what the model answered, with its pictures."""
+    def record_evaluation(
+        self, step: int, losses: Mapping[str, float], shown: Sequence[Shown] = (), **more: Any
+    ) -> None:
+        """Write held-out losses, by source, and the table of what the model answered, with its pictures.
+
+        Args:
+            more: what else is known of it; the run's own rates leave its `seconds` out.
+        """
         finite = {source: _finite(loss) for source, loss in losses.items()}
-        told = {"stage": self._stage.name, "step": step, "losses": finite}
+        told = {"stage": self._stage.name, "step": step, "losses": finite, **more}
+        self._last += more.get("seconds", 0.0)
         _write(self._evaluations, told | {"samples": [sample.to_dict() for sample in shown]})
         self._sinks.log(scalars({"evaluation": finite}), step)
         if shown:
             self._sinks.show(shown, step)
+
+    def record_stragglers(self, step: int, found: Sequence[Straggler]) -> None:
+        """Write which ranks have held the others up, and at what; nothing for none."""
+        for straggler in found:
+            _write(self._stragglers, {"stage": self._stage.name, "step": step, **asdict(straggler)})
+            print(f"step {step}: {straggler}", flush=True)
+
+    def record_beside(self, told: Mapping[str, Any]) -> None:
+        """Write what came of answers and command beside the run (train/beside.py), which may be a fault."""
+        shown = [Shown.from_dict(sample) for sample in told.get("samples", ())]
+        command = told.get("command")
+        self.record_evaluation(told["step"], {}, shown, fault=told["fault"], command=command)
+        if isinstance(command, Mapping):
+            self._sinks.log(scalars({"command": command}), told["step"])
+        if told["fault"] is not None:
+            print(f"beside the run, of step {told['step']}: {told['fault']}", flush=True)
 
     def _of_sources(self, report: StepReport) -> dict[str, dict[str, Any]]:
         """What the step had of each source; those it had nothing of are left out."""
@@ -166,7 +192,7 @@ class Metrics:
         _write(self._skipped, {"stage": self._stage.name, "step": step, "reason": reason, "rows": rows})
 
     def close(self) -> None:
-        for lines in (self._file, self._skipped, self._saves, self._evaluations, self._starts):
+        for lines in (self._file, self._skipped, self._saves, self._evaluations, self._stragglers, self._starts):
             lines.close()
         self._sinks.close()
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from data.config import DataConfig
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from data.errors import MismatchError, StoreError
 from data.loading.rows import SourceIndex, open_indexes
@@ -14,6 +15,7 @@ from train.checkpoint.bucket import found_in
 from train.checkpoint.commits import Commit, attempts, newest_readable, readable
 from train.checkpoint.remote import noted, remote_of
 from train.config import RunConfig
+from train.held_out import held_out
 from train.resolve import from_yaml
 from train.segments import course
 from train.sources import Source, open_folder, part_sources, parts_by_source
@@ -36,14 +38,18 @@ def open_sources(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex]]:
     tokenizer = load_tokenizer(run.data.tokenizer)
     check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))
     indexes = open_indexes(run.data)
+    _check_media(run, run.data, indexes)
+    return tokenizer, indexes
+
+
+def _check_media(run: RunConfig, data: DataConfig, indexes: list[SourceIndex]) -> None:
     if run.model.vision is None:
-        with_media = [s.name for s, i in zip(run.data.sources, indexes, strict=True) if len(i.columns["media_kind"])]
+        with_media = [s.name for s, i in zip(data.sources, indexes, strict=True) if len(i.columns["media_kind"])]
         if with_media:
             raise ValueError(
                 f"{run.model.name} has no vision tower, but these sources hold pictures or clips: "
                 f"{', '.join(with_media)}; leave them out of data.sources or choose a model with vision"
             )
-    return tokenizer, indexes
 
 
 def _declared(run: RunConfig) -> dict[str, int]:
@@ -98,6 +104,7 @@ def file_faults(run: RunConfig) -> list[str]:
         partial(check_run_folder, run),
         partial(check_upload_folder, run),
         partial(_data, run),
+        partial(check_held_out, run),
         partial(_packages, run),
     ]
     looks += [partial(_first_weights, run, *pair) for pair in sources.items()]
@@ -143,6 +150,15 @@ def _has_data(commit: Commit, run: RunConfig, indexes: list[SourceIndex]) -> boo
     except MismatchError:
         return False
     return True
+
+
+def check_held_out(run: RunConfig) -> None:
+    """Raises ValueError if held-out sources are not there, or do not fit the run."""
+    if run.evaluate.every_steps is None:
+        return
+    data, indexes = held_out(run.data, run.evaluate)
+    _check_media(run, data, indexes)
+    Plan(data, indexes)
 
 
 def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> None:

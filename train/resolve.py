@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.config import DataConfig
 from data.store.config import OssConfig
-from train.config import RunConfig
+from train.config import EvaluateConfig, RunConfig
 from train.crosscheck import cross_faults, world_faults
 from train.typecheck import check_types
 
@@ -89,6 +89,13 @@ def oss_from_plain(plain: Any) -> OssConfig:
     if faults:
         raise ValueError("; ".join(faults))
     return dacite.from_dict(OssConfig, typed, dacite.Config(strict=True))
+
+
+def evaluate_from_plain(plain: Any) -> EvaluateConfig:
+    """What `dataclasses.asdict` made of one, wherever it has been since. Raises RecipeError."""
+    typed, faults = check_types(plain, EvaluateConfig)
+    _refuse(faults)
+    return dacite.from_dict(EvaluateConfig, typed, dacite.Config(strict=True, cast=[tuple]))
 
 
 def data_config(plain: Mapping[str, Any]) -> DataConfig:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,6 +38,13 @@ class Shown:
         """What JSON can hold; pictures as PNG in base64."""
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "pictures"}
         return plain | {"pictures": [base64.b64encode(png(picture)).decode("ascii") for picture in self.pictures]}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Shown":
+        """Inverse of `to_dict`."""
+        pictures = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in told["pictures"]]
+        plain = {key: value for key, value in told.items() if key != "pictures"}
+        return cls(**plain, pictures=tuple(np.asarray(picture, dtype=np.uint8) for picture in pictures))
 
 
 def pictures_of(patches: Float32, grids: Sequence[Grid], config: ImageConfig) -> tuple[Bytes, ...]:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from model.vlm import Row
 from parallel.collectives import from_last_pipeline_stage, sum_over
 from parallel.groups import Groups
 from parallel.schedule import Schedule
+from parallel.stopwatch import Stopwatch
 from parallel.zero import Update, ZeroOptimizer
 from train.batches import Announced, Batches, SourceCounts
 from train.config import StageConfig
@@ -36,6 +38,10 @@ class StepParts:
     stage: StageConfig
     skip_non_finite: int = 0
     """Steps in a row that may be left out because they are not finite (train/config.py)."""
+    listen: Callable[[Row, Tensor], None] | None = None
+    """Is given the losses of each microbatch's supervised tokens, (1, S), on the last pipeline stage."""
+    reducing: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
+    """Runs while gradients are reduced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +109,11 @@ def train_step(parts: StepParts, state: TrainState) -> StepReport:
     computed = skipped is None
     if computed:
         losses = forward_backward(parts, announced, targets)
+        _note_work(parts)
         if math.isfinite(losses.mean):  # the same number everywhere: every rank comes here or none
             parts.schedule.board.tell("reduce")
-            parts.optimizer.reduce_gradients()
+            with parts.reducing.running():
+                parts.optimizer.reduce_gradients()
             parts.schedule.board.tell("update")
             parts.optimizer.set_learning_rates(rates)
             update = parts.optimizer.step(parts.schedule.seconds)
@@ -179,6 +187,15 @@ def _over_replicas(parts: StepParts, announced: Announced, waited: float) -> _Wh
     )
 
 
+def _note_work(parts: StepParts) -> None:
+    """Count what this rank's own work took. Of reduction and update it is the step before's: the device is through that
+    by now, and need not be waited for."""
+    spent = parts.schedule.board.spent
+    spent.add("data", parts.batches.waited)
+    spent.add("reduce", parts.reducing.take())
+    spent.add("update", parts.optimizer.updating.take())
+
+
 def _nothing_to_learn(targets: int, work: Work, stage: StageConfig) -> str | None:
     """Why no rank has anything to do, from counts that all of them share."""
     if targets == 0:
@@ -216,6 +233,8 @@ def forward_backward(parts: StepParts, announced: Announced, targets: int, forwa
     scale = parts.groups.dp_size / targets
 
     def loss(row: Row, token_losses: Tensor) -> tuple[Tensor, Tensor]:
+        if parts.listen is not None:
+            parts.listen(row, token_losses)
         learnt = token_losses * (row.targets >= 0)
         total = learnt.sum()
         # Sums by mask rather than by index: those are added in another order each time on a GPU.

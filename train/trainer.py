@@ -2,12 +2,11 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import torch
 
 from data.loading.loader import Loader
 from data.loading.pool import open_readers
@@ -16,14 +15,16 @@ from data.plan.plan import Cursor
 from model.build import build_model
 from parallel.collectives import any_of
 from parallel.groups import Groups
+from parallel.pace import Comparison
 from parallel.replicas import largest_drift
 from parallel.schedule import Schedule
 from parallel.stop import Gathered
+from parallel.stopwatch import Stopwatch
 from parallel.watch import Watch
 from parallel.world import peak_flops
 from train.agreement import on_first_rank
 from train.balance import settled_parallel, split_line
-from train.batches import Batches, RowForm
+from train.batches import Batches, dtype_of, row_form
 from train.checkpoint.commits import Commit
 from train.checkpoint.contents import Outcome
 from train.checkpoint.entries import writer_of
@@ -33,11 +34,13 @@ from train.checkpoint.run import RunCheckpoints
 from train.config import RunConfig
 from train.ending import clear_ending, write_ending
 from train.errors import CheckpointError
+from train.evaluator import Evaluator
 from train.faults import sample_names
 from train.first_weights import first_weights
 from train.lock import RunLock
 from train.metrics import Metrics
 from train.optimizer import build_optimizer
+from train.profiler import Profiler
 from train.quarantine import Quarantine, go_on_from
 from train.rates import stage_progress
 from train.ready import open_sources
@@ -63,12 +66,10 @@ class Trainer:
         self.bad = Quarantine(run.run_dir, groups.dp_rank)
         self.course, indexes, loader_from = _plan_data(run, groups, commit, self.bad)
         plan, cursor = self.course.plan, self.course.cursor
-        watch.names = sample_names(plan, groups.dp_size)
         parallel = settled_parallel(run, plan, indexes)
         if run.parallel.split == "auto" and parallel.split is not None and groups.rank == 0:
             print(split_line(run, parallel, plan, indexes), flush=True)
-        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        self.model = build_model(run.model, parallel, groups, dtype, run.stage.trainable)
+        self.model = build_model(run.model, parallel, groups, dtype_of(run), run.stage.trainable)
         # Weights come before the optimizer: its fp32 masters are made from them.
         self.chain = first_weights(run, self.model, groups, commit)
         self.optimizer = build_optimizer(run, self.model, groups)
@@ -77,13 +78,11 @@ class Trainer:
         if commit is not None:
             load_optimizer(commit, self.model.boxes, self.optimizer)
             self.state = TrainState(**commit.state["counters"])
-        vision = run.model.vision
-        form = RowForm(
-            dtype=dtype,
-            patch_dim=vision.patch_dim if vision else 0,
-            multiple=run.parallel.tensor if run.parallel.sequence_parallel else 1,
-            sources=len(run.data.sources),
-        )
+        form, chunks = row_form(run), self.model.module.chunks
+        self.evaluator = Evaluator(run, groups, chunks, watch.board, form)
+        watch.names = sample_names(plan, groups.dp_size, self.evaluator.plan)
+        self.profiler = Profiler(run, groups.rank)
+        self.comparison = Comparison(groups.grid)
         self.batches = Batches(plan, loader_from(cursor) if groups.is_reader else None, groups, form, cursor)
         self.metrics: Metrics | None = None
         self.loss: float | None = None
@@ -106,11 +105,12 @@ class Trainer:
         set_states(commit, groups, run.seed, self.state.step)  # after all that may draw
         self.parts = StepParts(
             batches=self.batches,
-            schedule=Schedule(self.model.module.chunks, groups, watch.board),
+            schedule=Schedule(chunks, groups, watch.board),
             optimizer=self.optimizer,
             groups=groups,
             stage=run.stage,
             skip_non_finite=run.optimizer.skip_non_finite,
+            reducing=Stopwatch(groups.device),
         )
 
     def fit(self) -> None:
@@ -131,6 +131,8 @@ class Trainer:
                 while not self._ends():
                     self._take_step()
                 saved = self._last_saved()
+                self.watch.board.tell("end")  # which may take its time
+                self.evaluator.finish(self.metrics, self.stop)
             again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
             told = f"step {self.state.step}{_where(saved) if again else ' was the last'}"
             if self.groups.rank == 0:  # whoever kills the run while uploads are waited for finds how it ended
@@ -139,6 +141,8 @@ class Trainer:
         finally:
             self.batches.close()
             self.bad.close()
+            self.evaluator.close()
+            self.profiler.close()
             if self.metrics is not None:
                 self.metrics.close()
         if again:
@@ -158,7 +162,8 @@ class Trainer:
         cursor = self.batches.cursor
         self.watch.board.begin_step(self.state.step + 1, (cursor.window, cursor.row))
         self.stop.begin(self.state.step + 1, self._finished())
-        report = train_step(self.parts, self.state)
+        with self.profiler.step(self.state.step + 1):
+            report = train_step(self.parts, self.state)
         if self._is_over():
             self.stop.begin(self.state.step + 1, self._finished())
             self.stop.settle()
@@ -170,9 +175,18 @@ class Trainer:
             self.metrics.record(self.state, report, self.progress, drift)
         self.checkpoints.poll()
         tell_uploads(self.uploads, self.metrics)
+        self.evaluator.poll(self.metrics)
         every = self.run.checkpoint.every_steps
         if self._ends() or (every is not None and self.state.step % every == 0):
             self.save()
+        if self.evaluator.is_due(self.state.step, self._is_over()) and not self.stop.agreed:
+            # After the step's save, which is written meanwhile. A request to end need not wait for it.
+            self.stop.begin(self.state.step + 1, self._finished())
+            self.evaluator.evaluate(self.state.step, self.metrics, self.stop)
+            self.stop.go_on()
+        self.watch.board.spent.end_step()
+        if self.metrics is not None and self.state.step % self.run.log.every_steps == 0:
+            self.metrics.record_stragglers(self.state.step, self.comparison.slow(self.watch.paces()))
 
     @property
     def progress(self) -> float:
@@ -207,7 +221,9 @@ class Trainer:
         averaged = self.optimizer.average_replicas()
         if averaged and self.groups.rank == 0:
             print(f"step {self.state.step}: averaged {len(averaged)} weights whose copies had parted", flush=True)
+        started = time.perf_counter()
         self.checkpoints.save(now.step, now.told(), self._recipe(), now.records, now.random, last=self._ends())
+        self.watch.board.spent.add("save", time.perf_counter() - started)
 
     def _told(self) -> Callable[[], dict[str, Any]]:
         """Makes what state.json says of the run as it is now."""
@@ -249,6 +265,7 @@ class Trainer:
             )
         if self.metrics is not None:
             self.metrics.record_save(outcome)
+            self.evaluator.saved(outcome, self._is_over() and outcome.step == self.state.step)
 
 
 def _begin(run: RunConfig) -> tuple[RunLock, Commit | None]:

@@ -137,6 +137,10 @@ class Plan:
                 found[source_id, index] = row.window, again
         return found
 
+    def rows_of_window(self, window: int) -> int:
+        """How many rows the samples of a window fill."""
+        return self._window(window).num_rows
+
     def num_tokens(self, source_id: int, index: int) -> int:
         """Length of one sample, visual tokens included."""
         return int(self._lengths[source_id].tokens[index])

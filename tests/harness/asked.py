@@ -119,14 +119,14 @@ def ask_life(nursery: Nursery, run: RunConfig, processes: int, request: Request,
     return Asked(output=life.said, code=code, seconds=seconds, left_over=left_over, ending=read_ending(run.run_dir))
 
 
-def fail_life(nursery: Nursery, run: RunConfig, processes: int, fault: Fault) -> Ended:
+def fail_life(nursery: Nursery, run: RunConfig, processes: int, fault: Fault, plant: str | None = None) -> Ended:
     """As `fail` of tests/harness/runs.py, of a start without torchrun; its code is that of the first rank."""
     mark = uuid.uuid4().hex
     notes = Path(f"{run.run_dir}.{mark}")
     notes.mkdir(parents=True)
     moment = notes / "moment"
     given = (replace(fault, moment=str(moment)), str(notes), mark)
-    life = nursery.live(run, processes, before=_lie_in_wait, given=given, others_get=signal.SIGTERM)
+    life = nursery.live(run, processes, before=_lie_in_wait, given=given, plant=plant, others_get=signal.SIGTERM)
     ended, left_over = time.time(), _still_there(mark)
     for pid in left_over:
         os.kill(pid, signal.SIGKILL)

@@ -105,3 +105,21 @@ def _wrong_around(run: Run, fault: Fault, ended: Ended) -> list[str]:
     # torchrun has a traceback of its own, and what a rank raised stands in the report.
     tracebacks = len(re.findall(r"^Traceback", ended.output, re.MULTILINE))
     return wrong + ([f"{tracebacks} tracebacks beside the report"] if tracebacks > 1 else [])
+
+
+def wrong_in_file(run: Run, fault: Fault, rank: int, text: str) -> list[str]:
+    """What is wrong or missing in the file that a rank has left, or that was left for it."""
+    head = re.match(r"rank (\d+) \(.*?\): step (\d+), (\w+)(?:, microbatch (\d+))?; (.*)", text)
+    if head is None or (int(head[1]), int(head[2])) != (rank, STEP):
+        return [f"it begins with {text.splitlines()[:1]}"]
+    samples = run.samples(rank)
+    due = {int(head[4]): samples[int(head[4])]} if head[4] else dict(enumerate(samples))
+    named = {int(number): names for number, names in SAMPLES.findall(text)}
+    wrong = [] if named == due else [f"samples are {named}, not {due}"]
+    if rank == fault.rank and fault.kind in ("kill", "stop", "spin"):
+        return wrong if "no stack, as it does not answer" in text else [*wrong, "a stack of a rank that has none"]
+    if not re.search(r"^  gloo:\w+ \d+ of \w+, .* begun [\d.]+ s ago, (not )?ended$", text, re.MULTILINE):
+        wrong.append("no call into a process group")
+    if ("in strike" in text) != (rank == fault.rank) or "main thread, innermost call last:" not in text:
+        wrong.append("it is another stack")
+    return wrong

@@ -111,8 +111,8 @@ def test_the_message_has_what_is_known_of_every_rank() -> None:
     given = facts(raised(0, BROKEN, of_a_peer=True), lost=(gone(3),))
     asked_for: list[tuple[tuple[int, int], int]] = []
 
-    def names(data: tuple[int, int], dp_rank: int) -> list[list[str]]:
-        asked_for.append((data, dp_rank))
+    def names(place: Place, dp_rank: int) -> list[list[str]]:
+        asked_for.append((place.data, dp_rank))
         return [["a:1"], ["a:7", "b:2"], ["a:3"]]
 
     told = report(choose(given), given, names).splitlines()
@@ -122,7 +122,7 @@ def test_the_message_has_what_is_known_of_every_rank() -> None:
     assert all(f"  main of {rank}" in told for rank in (0, 1, 2))
     assert told[-1] == "rank 3: no stack, as it does not answer"
 
-    def broken(data: tuple[int, int], dp_rank: int) -> list[list[str]]:
+    def broken(place: Place, dp_rank: int) -> list[list[str]]:
         raise OSError("index is gone")
 
     assert "samples cannot be named: OSError('index is gone')" in report(choose(given), given, broken)

@@ -9,7 +9,7 @@ from pathlib import Path
 from parallel.config import ParallelConfig
 from tests.harness.asked import fail_life
 from tests.harness.faulty import Fault
-from tests.harness.reports import Run, wrong_in_report
+from tests.harness.reports import Run, wrong_in_file, wrong_in_report
 from tests.harness.runs import Ended, Recipe, data_config, fail, make_data, read_recipe, write_recipe
 from tests.prove.context import Worlds
 from train.ending import read_ending
@@ -27,8 +27,11 @@ def is_told(folder: Path, parallel: ParallelConfig, fault: Fault, ended: Ended, 
     run = Run(data=data_config(folder / "data"), parallel=parallel, processes=2)
     assert wrong_in_report(run, fault, ended) == [], ended.output
     assert ended.seconds < seconds and not ended.left_over and ended.code != 0
-    (kept,) = (folder / "run" / "faults").iterdir()
+    (kept,) = (folder / "run" / "faults").glob("*.txt")
     assert kept.read_text() in ended.output
+    for rank in range(2):
+        left = (kept.with_suffix("") / f"rank_{rank:05d}.txt").read_text()
+        assert wrong_in_file(run, fault, rank, left) == [], left
     ending = read_ending(folder / "run")
     assert ending is not None and (ending.verdict, ending.step, ending.commit) == ("failed", 2, None)
 

@@ -150,10 +150,10 @@ def test_a_start_that_is_refused_says_nothing_of_the_run(
 def test_a_fault_after_all_was_saved_leaves_the_verdict(tmp_path: Path) -> None:
     """As where the disk takes no more lines of metrics, or a server of curves is gone."""
     write_ending(tmp_path, "again", "step 3 is saved", 3)
-    conclude(tmp_path, False, "rank 0: OSError", 3)
+    conclude(tmp_path, "failed", "rank 0: OSError", 3)
     assert (ending := read_ending(tmp_path)) is not None and ending.verdict == "again"
     clear_ending(tmp_path)  # the next start
-    conclude(tmp_path, False, "rank 0: OSError", 3)
+    conclude(tmp_path, "failed", "rank 0: OSError", 3)
     assert (ending := read_ending(tmp_path)) is not None and ending.verdict == "failed"
 
 

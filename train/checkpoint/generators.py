@@ -8,6 +8,8 @@ About 16 kB for each rank, in a safetensors file of its own that no reader of we
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,3 +83,13 @@ def _set(saved: dict[str, Tensor], groups: "Groups") -> None:
     torch.set_rng_state(saved["torch"])
     if "cuda" in saved:
         torch.cuda.set_rng_state(saved["cuda"], groups.device)
+
+
+@contextmanager
+def undisturbed(groups: "Groups") -> Iterator[None]:
+    """Whatever is drawn within leaves this rank's generators as they were."""
+    saved = {chunk.name.removeprefix("random."): chunk.data.clone() for chunk in states(groups)}
+    try:
+        yield
+    finally:
+        _set(saved, groups)

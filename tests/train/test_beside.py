@@ -1,0 +1,141 @@
+"""A command beside training: its result is read back, and nothing that becomes of it holds or ends the run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.config import SourceConfig
+from parallel.config import ParallelConfig
+from tests.harness.evaluated import evaluated_run, evaluations, train_here, write_held_out
+from tests.harness.runs import ROOT, make_data
+from tests.prove.context import Worlds
+from train.beside import Beside
+
+PATIENCE = 120.0
+
+
+@contextmanager
+def beside(folder: Path, what: str, **evaluate: Any) -> Iterator[Beside]:
+    source = SourceConfig(name="held", path="held")
+    run = evaluated_run(folder, folder, (source,), ParallelConfig(), command=(what,), **evaluate)
+    made = Beside(run, module="tests.harness.stand_in")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def come(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def pids(folder: Path, step: int) -> list[int]:
+    path = folder / "evaluations" / f"step_{step:08d}" / "pids"
+    come(path.exists)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_result_is_read_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with beside(tmp_path, "tell") as made:
+        made.start(tmp_path, 4)
+        (told,) = come(made.poll)
+        assert told == {
+            "step": 4,
+            "fault": None,
+            "command": {"score": 0.5},
+            "seen": {"CUDA_VISIBLE_DEVICES": ""},  # no rank of the run, and none of its GPUs
+        }
+        assert made.poll() == []
+
+
+def test_what_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    with beside(tmp_path, "hang") as made:
+        made.start(tmp_path, 2)
+        started = pids(tmp_path, 2)
+        assert made.poll() == []
+        made.start(tmp_path, 4)
+        made.start(tmp_path, 6)
+        assert [(told["step"], "left out" in told["fault"]) for told in made.poll()] == [(4, True)]
+        made._deadline = 0.0
+        (told,) = made.poll()
+        assert told == {"step": 2, "fault": "ended after 3600 s"}
+        come(lambda: all(map(gone, started)))
+        started = pids(tmp_path, 6)  # the newest has waited for its turn
+        made.start(tmp_path, 8)
+        made.wait(0.1, lambda: False)
+        assert [(told["step"], "with the run" in told["fault"]) for told in made.poll()] == [(6, True), (8, True)]
+        come(lambda: all(map(gone, started)))
+
+
+def test_what_dies_is_told(tmp_path: Path) -> None:
+    with beside(tmp_path, "die") as made:
+        made.start(tmp_path, 2)
+        (told,) = come(made.poll)
+        assert told["step"] == 2 and "left with 3 and no result" in told["fault"] and "log.txt" in told["fault"]
+
+
+def test_it_ends_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from train.beside import Beside\n"
+        "from train.config import EvaluateConfig\n"
+        "run = SimpleNamespace(run_dir=sys.argv[1], evaluate=EvaluateConfig(command=('hang',)))\n"
+        "made = Beside(run, module='tests.harness.stand_in')\n"
+        "made.start(Path(sys.argv[1]), 2)\n"
+        "time.sleep(600)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    try:
+        started = pids(tmp_path, 2)
+        trainer.kill()
+        come(lambda: all(map(gone, started)))
+    finally:
+        trainer.kill()
+        trainer.wait()
+
+
+WRITES = """
+import json, sys
+from pathlib import Path
+found = {"tensors": len(list(Path(sys.argv[1]).glob("*.safetensors"))), "step": int(sys.argv[2])}
+Path(sys.argv[3]).write_text(json.dumps(found))
+"""
+
+
+def test_a_run_is_answered_and_commanded_beside(tmp_path: Path, worlds: Worlds) -> None:
+    """The whole way: checkpoint, answers in transformers, export, a program of the user's, metrics."""
+    data = make_data(tmp_path / "data")
+    held = write_held_out(data, data)
+    command = (sys.executable, "-c", WRITES, "{export}", "{step}", "{out}")
+    run = evaluated_run(
+        tmp_path / "run", data, held[:1], ParallelConfig(), steps=2, command=command, answers=3, answer_tokens=4
+    )
+    run = replace(run, evaluate=replace(run.evaluate, wait_seconds=900.0))
+    worlds.run(1, train_here, timeout=1000.0, run=run)
+    losses, told = evaluations(tmp_path / "run")
+    assert losses["losses"].keys() == {"pictures"} and losses["step"] == told["step"] == 2
+    assert told["fault"] is None and told["command"] == {"tensors": 1, "step": 2}, told
+    assert 1 <= len(told["samples"]) <= 3 and all(each["expected"] for each in told["samples"])
+    assert not (tmp_path / "run" / "evaluations" / "step_00000002" / "export").exists()
