@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from launch.cli_slurm import add_preflight, add_slurm
 from train.errors import CheckpointError
 
 Command = Callable[[argparse.Namespace], int]
@@ -73,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     add_reach(resume)
     resume.add_argument("--print", action="store_true", help="show what changes and the command, and start nothing")
     resume.set_defaults(command=_resume)
+
+    add_slurm(commands.add_parser("slurm", help="render a run as a SLURM job, and submit it"))
+    add_preflight(commands.add_parser("preflight", help="look at all that a run needs, and train nothing"))
 
     add_checkpoint(commands.add_parser("checkpoint", help="look at, check, compare, delete and convert checkpoints"))
 
