@@ -6,7 +6,7 @@ set -euo pipefail
 log=$1/rank_$(printf %05d "$RANK").log
 shift
 mkdir -p "${log%/*}"
-printf -- '--- %s, %s, process %d\n' "$(date -u +%FT%TZ)" "$(hostname)" $$ >>"$log" || true # a full disk ends no run
+printf -- '--- %s, %s, process %d\n' "$(date -u +%FT%TZ)" "${SLURMD_NODENAME:-$(hostname)}" $$ >>"$log" || true # a full disk ends no run
 
 # tee has a session of its own: what ends the rank's process group must not end what still writes its last words.
 if ((WORLD_SIZE > LOCAL_WORLD_SIZE && LOCAL_RANK > 0)); then
