@@ -69,7 +69,7 @@ class Submission:
             "with these options of torchrun, from the recipe:",
             f"  {shlex.join(stopping_options(run.checkpoint))}",
             "and in the environment of each rank, unless it is set already:",
-            *(f"  {each.name}={each.value:<24} {each.reason}" for each in settings(run.parallel)),
+            *(f"  {f'{each.name}={each.value}':<56} {each.reason}" for each in settings(run.parallel)),
             "logs:",
             f"  {run.run_dir}/logs/job_JOB.log         the job and each node's first rank",
             f"  {run.run_dir}/logs/rank_00000.log ...  everything a rank says",

@@ -26,9 +26,8 @@ class Fault:
     """What happens to one rank, once."""
 
     kind: str
-    """raise, mendable (a ValueError), kill, stop, sleep, pause SECONDS, until FILE (is there), spin (keeps Python's lock
-    to itself); or, from
-    outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
+    """raise, mendable (a ValueError), kill, stop, sleep, pause SECONDS, until FILE (is there), spin (keeps Python's
+    lock to itself); or, from outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
     where: str
     """decode (in the loader's thread), data, forward, backward, reduce, update or save."""
     rank: int | None = None

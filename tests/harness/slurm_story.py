@@ -117,7 +117,9 @@ def _environment(folder: Path, moment: Path, mark: str) -> dict[str, str]:
     )
     wrapper.chmod(0o755)
     return {
-        **{"PYTHON_EXEC": str(wrapper), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+        "PYTHON_EXEC": str(wrapper),
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
         "TRIPTYCH_TEST_RUN": mark,
     }
 

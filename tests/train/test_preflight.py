@@ -140,16 +140,18 @@ def test_room_is_that_of_the_checkpoints_to_come(run: RunConfig, tmp_path: Path)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_slow_links_are_told_by_their_nodes(device: str) -> None:
     def told(speeds: list[float]) -> Check:
-        ranks = [(0, 1), (1, 2), (2, 3), (3, 0)]
-        each = [Speed(axis="data", ranks=pair, is_pair=True, gigabytes=speed) for pair, speed in zip(ranks, speeds)]
-        (check,) = preflight.link_checks([facts(f"n{rank}", speeds=each[rank : rank + 1]) for rank in range(4)], device)
+        each = [
+            Speed(axis="data", ranks=(rank, (rank + 1) % 6), is_pair=True, gigabytes=speed)
+            for rank, speed in enumerate(speeds)
+        ]
+        (check,) = preflight.link_checks([facts(f"n{rank}", speeds=each[rank : rank + 1]) for rank in range(6)], device)
         return check
 
-    assert told([20.0, 21.0, 19.0, 20.0]).ok
-    broken = told([20.0, 0.5, 0.5, 20.0])
+    assert told([20.0, 21.0, 19.0, 20.0, 20.0, 20.0]).ok
+    broken = told([20.0, 0.5, 0.5, 20.0, 20.0, 20.0])
     named = "ranks 1, 2 (n1, n2) has 0.5 GB/s; ranks 2, 3 (n2, n3) has 0.5 GB/s; look at the cables"
     assert not broken.ok and broken.name == "data axis" and named in broken.found
-    plain = told([0.2, 0.2, 0.2, 0.2])
+    plain = told([0.2] * 6)
     assert plain.ok == (device == "cpu") and (device == "cpu" or "NCCL_SOCKET_IFNAME" in plain.found)
 
 
