@@ -47,6 +47,18 @@ class Start:
     """The newest before it."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Why torchrun ended, where it did not end well. Without codes, and not alone: it was asked to, or met nobody."""
+
+    text: str
+    codes: tuple[int, ...] = ()
+    """Of this node's ranks that ended first."""
+    alone: bool = False
+    """Another node has left first, with the store of them all. torchrun has then asked its own ranks to end, so that
+    their verdict is no request from outside."""
+
+
 def stopping_options(checkpoint: CheckpointConfig) -> list[str]:
     """Options of torchrun for a run that ends in order. Whoever starts torchrun for a run takes them.
 
@@ -112,16 +124,15 @@ def main(arguments: Sequence[str]) -> int:
     fault = _torchrun([*told, "--no-python", *_command(run, module), *words], run)
     if fault is None:
         return 0
-    text, codes = fault
     ending = read_ending(run.run_dir) if module == "train" else None
-    if ending is not None and ending.verdict == "again":  # each rank has said why it left
+    if ending is not None and ending.verdict == "again" and not fault.alone:  # each rank has said why it left
         return AGAIN_CODE
-    print(text, file=sys.stderr)
-    if codes and set(codes) == {MENDABLE_CODE}:
+    print(fault.text, file=sys.stderr)
+    if fault.codes and set(fault.codes) == {MENDABLE_CODE}:
         if ending is not None:
             _refuse(run, ending)
         return MENDABLE_CODE
-    if module == "train" and codes:  # without codes no rank has failed: it was torchrun that was asked, or met nobody
+    if module == "train" and (fault.codes or fault.alone):
         _start_again(run, own, options, words)
     return FAULT_CODE
 
@@ -200,29 +211,33 @@ def _leave_at_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
 
 
-def _torchrun(arguments: list[str], run: RunConfig) -> tuple[str, list[int]] | None:
-    """Why it failed, if it did, and the exit codes of the ranks of this node that did so first."""
+def _torchrun(arguments: list[str], run: RunConfig) -> Fault | None:
+    """Why it failed, if it did."""
     from torch.distributed import DistError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 
     for setting in settings(run.parallel):
         os.environ.setdefault(setting.name, setting.value)
     try:
         torchrun.main(arguments)
     except SignalException as end:
-        return f"torchrun: ended as {end.sigval.name} asked", []
+        return Fault(text=f"torchrun: ended as {end.sigval.name} asked")
     except ChildFailedError as fault:
-        return str(fault), [failure.exitcode for failure in fault.failures.values()]
-    except (RendezvousError, DistError) as fault:
-        return (
-            f"torchrun: nodes did not meet in parallel.timeout_seconds={run.parallel.timeout_seconds:g} s, or one of "
-            f"them has gone: {type(fault).__name__}: {fault}; see that each was started with the same NNODES, "
-            "MASTER_ADDR and MASTER_PORT, and that this one can reach that address"
-        ), []
+        return Fault(text=str(fault), codes=tuple(each.exitcode for each in fault.failures.values()))
+    except (RendezvousConnectionError, DistError) as fault:
+        return Fault(text=f"torchrun: the node that holds the job's store has gone: {_first_line(fault)}", alone=True)
+    except RendezvousError as fault:
+        seconds = f"parallel.timeout_seconds={run.parallel.timeout_seconds:g}"
+        cure = "start each node with the same NNODES, MASTER_ADDR and MASTER_PORT, and see that it reaches that address"
+        return Fault(text=f"torchrun: the nodes did not meet within {seconds}: {_first_line(fault)}; {cure}")
     return None
+
+
+def _first_line(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {fault}".splitlines()[0]
 
 
 def _understood(options: list[str]) -> list[str]:

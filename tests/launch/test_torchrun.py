@@ -13,7 +13,7 @@ import pytest
 from launch import torchrun
 from launch.checkout import ROOT
 from launch.settings import settings
-from launch.torchrun import SIGNALS, _understood, present, recipe_of, resumed, stopping_options
+from launch.torchrun import SIGNALS, Fault, _understood, present, recipe_of, resumed, stopping_options
 from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending, write_ending
 
@@ -62,11 +62,11 @@ def test_the_verdict_of_this_start_decides_the_exit_code(
 ) -> None:
     write_ending(tmp_path, "again", "of an earlier start", 3)
 
-    def run(arguments: list[str], config: RunConfig) -> tuple[str, list[int]] | None:
+    def run(arguments: list[str], config: RunConfig) -> Fault | None:
         assert read_ending(tmp_path) is None and arguments[-3:-1] == RUN[-2:]
         if verdict is not None:
             write_ending(tmp_path, verdict, "of this one", 5)  # type: ignore[arg-type]
-        return None if codes is None else ("ranks have failed", codes)
+        return None if codes is None else Fault(text="ranks have failed", codes=tuple(codes))
 
     monkeypatch.setattr(torchrun, "_torchrun", run)
     assert torchrun.main([*RUN, f"run_dir={tmp_path}"]) == code
@@ -80,18 +80,18 @@ class Became(Exception):
 
 
 def starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: list[int], codes: list[int], restarts: int = 2
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: list[int], fault: Fault, restarts: int = 2
 ) -> list[list[str]]:
     """Arguments of each start of a run that fails every time and seals a commit of each step of `commits`, one a start;
     0 for a start without."""
     found: list[list[str]] = []
     waiting = list(commits)
 
-    def run(arguments: list[str], config: RunConfig) -> tuple[str, list[int]]:
+    def run(arguments: list[str], config: RunConfig) -> Fault:
         found.append(arguments)
         if waiting and (step := waiting.pop(0)):
             seal(tmp_path, step)
-        return "ranks have failed", codes
+        return fault
 
     def become(_: str, arguments: list[str]) -> None:
         raise Became(arguments)
@@ -119,7 +119,7 @@ def seal(run_dir: Path, step: int) -> Path:
 
 
 def test_a_run_is_started_again_as_long_as_it_gets_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = starts(tmp_path, monkeypatch, [0, 4, 8, 0, 0, 0], [-9, 1])
+    found = starts(tmp_path, monkeypatch, [0, 4, 8, 0, 0, 0], Fault(text="lost", codes=(-9, 1)))
     # One idle start; two that got on; three that did not, of which the last is one too many.
     assert len(found) == 6
     assert ["resume=true" in words for words in found] == [False, False, True, True, True, True]
@@ -128,16 +128,30 @@ def test_a_run_is_started_again_as_long_as_it_gets_on(tmp_path: Path, monkeypatc
     assert ports[:2] == ["--rdzv-endpoint=node0:29400", "--rdzv-endpoint=node0:29401"] and len(set(ports)) == 6
 
 
-@pytest.mark.parametrize("codes", [[], [1]])
-def test_what_nobody_asked_for_is_not_started_again(
-    codes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "restarts", "count"),
+    [
+        (Fault(text="torchrun was asked to end, or met no other node"), 3, 1),
+        (Fault(text="lost", codes=(1,)), 0, 1),
+        (Fault(text="the store has gone with another node", alone=True), 1, 2),
+    ],
+)
+def test_what_is_started_again(
+    fault: Fault, restarts: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without codes torchrun itself was asked to end, or met no other node.
-    assert len(starts(tmp_path, monkeypatch, [], codes, restarts=0 if codes else 3)) == 1
+    assert len(starts(tmp_path, monkeypatch, [], fault, restarts)) == count
+
+
+def test_ranks_that_torchrun_itself_has_ended_have_asked_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(text="the store has gone with another node", alone=True)
+    monkeypatch.setattr(torchrun, "clear_ending", lambda _: write_ending(tmp_path, "again", "SIGTERM", 3))
+    assert len(starts(tmp_path, monkeypatch, [], fault, restarts=1)) == 2
 
 
 def test_each_rank_gets_a_log_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (words,) = starts(tmp_path, monkeypatch, [], [1], restarts=0)
+    (words,) = starts(tmp_path, monkeypatch, [], Fault(text="lost", codes=(1,)), restarts=0)
     at = words.index("--no-python")
     script, logs = words[at + 1 : at + 3]
     assert Path(script).name == "rank.sh" and logs == f"{tmp_path}/logs"
