@@ -1,6 +1,7 @@
 """A run as users start it on a cluster, `triptych slurm`, to which something happens on its way; against one to which
 nothing did."""
 
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.harness.asked import in_step
-from tests.harness.runs import Recipe, RunDifference, _marked, compare_runs, launch
+from tests.harness.runs import Recipe, _marked, compare_runs, launch
 from tests.harness.slurm import Cluster
 from train.ending import read_ending
 
@@ -30,27 +31,35 @@ class Story:
     """Processes."""
     seconds: float
     """From what happened to the job's end."""
-    restarts: int
-    """Of the job, by SLURM's count."""
-    nodes: int
-    """On which ranks of it have trained."""
-    difference: RunDifference
+    unlike: float
+    """Tensors and steps unlike the run's to which nothing happened; infinite where it has not come to its end."""
 
 
 Happening = Callable[[Cluster, int, str], None]
 """What happens to a job (its number, the mark of its processes) while rank 1 is held."""
 
 
-def tell(slurm: Cluster, recipe: Recipe, straight: Path, folder: Path, happens: Happening, **due: object) -> Story:
+def tell(
+    slurm: Cluster,
+    recipe: Recipe,
+    straight: Path,
+    folder: Path,
+    happens: Happening,
+    restarts: int = 1,
+    words: tuple[str, ...] = (),
+    plant: str | None = None,
+) -> Story:
     """Submit to two nodes, let it happen in the middle of HELD_STEP, and wait for the end.
 
     Args:
-        due: `restarts` of the job; `words` that its log has to have.
+        restarts: of the job, as they are due.
+        words: that its log has to have.
+        plant: a defect of what starts the ranks.
     """
     if not straight.exists():
         launch(recipe, straight, "checkpoint.every_steps=2")
     mark, run, moment = uuid.uuid4().hex, folder / "run", folder / "moment"
-    job = slurm.order(*_arguments(recipe, run), **_environment(folder, moment, mark))
+    job = slurm.order(*_arguments(recipe, run), *_planted(folder, plant), **_environment(folder, moment, mark))
     log = run / "logs" / f"job_{job}.log"
     _await(moment.exists, 300, lambda: _told(log) or str(slurm.job(job)))
     began = time.monotonic()
@@ -62,17 +71,17 @@ def tell(slurm: Cluster, recipe: Recipe, straight: Path, folder: Path, happens: 
     found = {
         f"verdict {ending}": ending is not None and ending.verdict == "done",
         f"job {ended['JobState']}": (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"),
-        f"{ended['Restarts']} restarts": int(ended["Restarts"]) == due.get("restarts", 1),
-        **{f"no {word!r} in the log": word in told for word in due.get("words", ())},  # type: ignore[attr-defined]
+        "a rank without a log of its own": len(list((run / "logs").glob("rank_0000[01].log"))) == 2,
+        "ranks of one node alone": _hosts(run) == {"n1", "n2"},
+        f"{ended['Restarts']} restarts": int(ended["Restarts"]) == restarts,
+        **{f"no {word!r} in the log": word in told for word in words},
     }
     wrong = [what for what, right in found.items() if not right]
     return Story(
         wrong=[*wrong, told[-4000:]] if wrong else [],
         left_over=len(_marked(mark)),
         seconds=seconds,
-        restarts=int(ended["Restarts"]),
-        nodes=len(_hosts(run)),
-        difference=compare_runs(straight, run),
+        unlike=_unlike(straight, run),
     )
 
 
@@ -98,6 +107,24 @@ def rank_killed(slurm: Cluster, job: int, mark: str) -> None:
     """As by a kernel that has no memory left; no node is lost, and the job keeps its place."""
     (victim,) = [pid for pid in _marked(mark) if _rank_of(pid) == "1"]
     os.kill(victim, signal.SIGKILL)
+
+
+def _unlike(straight: Path, run: Path) -> float:
+    try:
+        found = compare_runs(straight, run)
+    except (AssertionError, OSError, ValueError):  # no commit, or other steps
+        return math.inf
+    return found.weights + found.state + found.rows + found.curves
+
+
+def _planted(folder: Path, plant: str | None) -> list[str]:
+    """Has the job's scripts start Python with a defect in it; ranks have theirs from PYTHON_EXEC."""
+    if plant is None:
+        return []
+    wrapper = folder / "planted"
+    wrapper.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m tests.prove.planted {plant} \"$@\"\n")
+    wrapper.chmod(0o755)
+    return [f"--sbatch=--export=ALL,PYTHON={wrapper}"]
 
 
 def _arguments(recipe: Recipe, run: Path) -> list[str]:

@@ -14,6 +14,7 @@ from tests.prove import (
     data_text_defects,
     data_video_defects,
     data_whole_defects,
+    launch_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
     parallel_finite_defects,
@@ -109,6 +110,7 @@ PLANTS |= {
         ("parallel", _OF_PARALLEL),
         ("data", _OF_DATA),
         ("checkpoint", (checkpoint_defects.PLANTS,)),
+        ("launch", (launch_defects.PLANTS,)),
     )
     for plants in group
     for name, (apply, cases) in plants.items()
