@@ -1,4 +1,4 @@
-"""docs/clusters.md says what is so: its commands, its settings, the rows of its table. `make prove-launch` follows it."""
+"""Commands, settings and the table of docs/clusters.md are as they are. `make prove-launch` follows the page."""
 
 import re
 

@@ -14,10 +14,8 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md", "docs/data.md",
     "docs/data_format.md",
 ]  # fmt: skip
-LINKING = [
-    *PAGES,
-    *(f"docs/{name}.md" for name in ("oss", "video", "proofs", "parallelism", "performance", "faults", "clusters")),
-]
+_MORE = ("oss", "video", "proofs", "parallelism", "performance", "faults", "clusters")
+LINKING = [*PAGES, *(f"docs/{name}.md" for name in _MORE)]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 _LITERAL = re.compile(r"```.*?```|`[^`\n]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)
