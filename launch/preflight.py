@@ -124,11 +124,11 @@ def file_checks(run: RunConfig) -> list[Check]:
     ]
 
 
-def refusals(run: RunConfig, world_size: int, files: bool) -> list[Check]:
-    """What is not in order before a job waits in a queue; nothing is written."""
+def refusals(run: RunConfig, files: bool) -> list[Check]:
+    """What is not in order before a job waits in a queue; nothing is written. Its GPUs are not known here."""
     from train.lock import check_lock
 
-    checks = [memory_line(run, world_size, None)]
+    checks: list[Check] = []
     try:
         check_lock(run.run_dir)
     except (ValueError, OSError) as fault:

@@ -130,7 +130,7 @@ def submit(submission: Submission) -> Iterator[str]:
 
     Raises PreflightError if the run could not start, ValueError if sbatch is not there or refuses."""
     run, job = submission.run, submission.job
-    if faults := refusals(run, job.world_size, files=job.after is None):
+    if faults := refusals(run, files=job.after is None):
         raise PreflightError(faults)
     (ROOT / run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     try:
