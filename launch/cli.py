@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from launch.cli_slurm import add_preflight, add_slurm
 from train.errors import CheckpointError
 
 Command = Callable[[argparse.Namespace], int]
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.set_defaults(command=_resume)
 
     _add_replay(commands.add_parser("replay", help="run one recorded step again, in one process, and compare"))
+    add_slurm(commands.add_parser("slurm", help="render a run as a SLURM job, and submit it"))
+    add_preflight(commands.add_parser("preflight", help="look at all that a run needs, and train nothing"))
 
     add_checkpoint(commands.add_parser("checkpoint", help="look at, check, compare, delete and convert checkpoints"))
 

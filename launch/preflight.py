@@ -1,14 +1,19 @@
 """`python -m launch.preflight WORLD_SIZE --config-name RECIPE [--config-path DIR] [key=value ...] [--files] [--print]`
 
-Says in one message, in one process, what would stop a run: torchrun.sh calls it before it starts any other. Without
-`--files` it looks at the recipe alone, so that a recipe can be tried where its data is not.
+Says in one process what would stop a run: torchrun.sh calls it on each node before it starts any other. Without
+`--files` it looks at the recipe alone, so that a recipe can be tried where its data is not. What ranks have to look at
+together comes after it (train/preflight.py).
 """
 
 import argparse
+import os
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from launch.checkout import CheckoutError, check_checkout
+from train.checks import Check, PreflightError
 from train.config import RunConfig
 from train.resolve import RecipeError, compose, to_yaml
 
@@ -27,26 +32,108 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_checkout()
         run = compose(options.config_name, overrides, folder=options.config_path, world_size=options.world_size)
-        if options.files and (faults := _file_faults(run)):
-            raise RecipeError("the run cannot start:" + "".join(f"\n  - {fault}" for fault in faults))
-    except (CheckoutError, RecipeError) as fault:
+        checks = [recipe_check(run, options.world_size), memory_line(run, options.world_size, gpu_bytes())]
+        checks += begin(run) if options.files else []
+        if not all(check.ok for check in checks):
+            raise PreflightError(checks)
+    except (CheckoutError, RecipeError, PreflightError) as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(2) from None
     if options.print:
         print(to_yaml(run), end="")
+    elif os.environ.get("SLURM_NODEID", "0") == "0":
+        print("\n".join(["preflight", *(check.line for check in checks)]), flush=True)
 
 
-def _file_faults(run: RunConfig) -> list[str]:
-    from train.ending import clear_ending
+def recipe_check(run: RunConfig, world_size: int) -> Check:
+    """The recipe on so many processes. Raises RecipeError; `compose` has done so where it was told of the world."""
+    parallel = run.parallel
+    axes = f"data {parallel.data_size(world_size)} x tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+    found = f"{run.model.name}, {run.stage.name}: {axes}, {run.data.rows_per_step} rows a step"
+    return Check(name="recipe", found=found)
+
+
+def memory_line(run: RunConfig, world_size: int, gpu: int | None) -> Check:
+    """What a rank holds against the memory of its GPU, in bytes; None where there is no GPU, and then nothing is built.
+
+    Weights, gradients and optimizer state of every rank of the pipeline, by their formula. Activations come on top.
+    """
+    if gpu is None:
+        return Check(name="memory", found="not looked at, as this host has no GPU")
+    most = max(_held(run, world_size, rank) for rank in range(run.parallel.pipeline))
+    found = f"{most / 1e9:.3g} GB of weights, gradients and optimizer state on the fullest rank, of {gpu / 1e9:.3g} GB"
+    if most <= gpu:
+        return Check(name="memory", found=f"{found}; activations come on top")
+    cure = "raise parallel.tensor or parallel.pipeline, or start more processes, over which the optimizer is shared out"
+    return Check(name="memory", found=f"{found}; {cure}", ok=False)
+
+
+def _held(run: RunConfig, world_size: int, pipeline_rank: int) -> int:
+    import torch  # and megatron-core, which takes seconds that a look without a GPU does not need
+
+    from model.build import build_model
+    from parallel.world import imagined_rank
+    from train.optimizer import state_bytes
+
+    parallel = run.parallel
+    rank = pipeline_rank * (world_size // parallel.pipeline)  # tensor and data rank 0 (parallel/grid.py)
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    with imagined_rank(parallel, world_size, rank) as groups:
+        held = state_bytes(run, build_model(run.model, parallel, groups, dtype, run.stage.trainable), groups.dp_size)
+        return max(held.always, held.after_backward, held.after_reduction)
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this host's smallest GPU, None where there is none. By nvidia-smi, as CUDA itself would take a GPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+        return min(int(mebibytes) for mebibytes in told) << 20 if told else None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def begin(run: RunConfig) -> list[Check]:
+    """File checks of a run that is about to start: what the start before has said of its end holds no more."""
+    from train.ending import clear_ending, write_ending
     from train.lock import LEASE_SECONDS, check_lock
-    from train.ready import file_faults  # takes a second to import, which a faulty recipe need not wait for
 
     try:
         check_lock(run.run_dir, LEASE_SECONDS)
     except (ValueError, OSError) as fault:
-        return [str(fault)]  # and the verdict is left to who trains there
+        return [Check(name="run folder", found=str(fault), ok=False)]  # and the verdict is left to who trains there
     clear_ending(run.run_dir)  # a start that is refused must not leave the verdict of the one before
-    return file_faults(run)
+    checks = file_checks(run)
+    if faults := [check.found for check in checks if not check.ok]:
+        with suppress(OSError):
+            if Path(run.run_dir).exists():
+                write_ending(run.run_dir, "failed", "; ".join(faults), 0, refused=True)
+    return checks
+
+
+def file_checks(run: RunConfig) -> list[Check]:
+    """Store, index, tokenizer, first weights and run folder, as this node sees them."""
+    from train.ready import file_faults  # takes a second to import, which a faulty recipe need not wait for
+
+    faults = [Check(name="files", found=fault, ok=False) for fault in file_faults(run)]
+    names = ", ".join(source.name for source in run.data.sources)
+    return faults or [
+        Check(name="files", found=f"tokenizer, first weights, and shards that are those indexed: {names}")
+    ]
+
+
+def refusals(run: RunConfig, files: bool) -> list[Check]:
+    """What is not in order before a job waits in a queue; nothing is written. Its GPUs are not known here."""
+    from train.lock import check_lock
+
+    checks: list[Check] = []
+    try:
+        check_lock(run.run_dir)
+    except (ValueError, OSError) as fault:
+        checks.append(Check(name="run folder", found=str(fault), ok=False))
+    return [check for check in [*checks, *(file_checks(run) if files else [])] if not check.ok]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # One training run on this node, or on this node's share of a larger job:
 #   launch/torchrun.sh --config-name RECIPE [key=value ...]
+#   launch/torchrun.sh --preflight --config-name RECIPE [key=value ...]                 look at all of it, and train nothing
 #   NPROC_PER_NODE=2 launch/torchrun.sh --config-name quickstart_stage1 parallel=tp2
 #   NNODES=8 MASTER_ADDR=node0 launch/torchrun.sh --config-name qwen2vl_7b_stage2      (the same on every node)
+#   RESTARTS=3 launch/torchrun.sh ...     start again from the newest commit when a process is lost or hangs (docs/clusters.md)
 set -euo pipefail
 cd "$(dirname "$0")/.." # the packages and recipes/ are found from here
 
@@ -31,24 +33,11 @@ elif ((gpus > 0 && NPROC_PER_NODE > gpus)); then
   exit 2
 fi
 
-if [[ ! $NPROC_PER_NODE =~ ^[1-9][0-9]*$ || ! $NNODES =~ ^[1-9][0-9]*$ ]]; then
-  echo "NPROC_PER_NODE=$NPROC_PER_NODE and NNODES=$NNODES are counts of processes and nodes; both must be 1 or more" >&2
+if [[ ! $NPROC_PER_NODE =~ ^[1-9][0-9]*$ || ! $NNODES =~ ^[1-9][0-9]*$ || ! ${RESTARTS:-0} =~ ^[0-9]+$ ]]; then
+  echo "NPROC_PER_NODE=$NPROC_PER_NODE and NNODES=$NNODES are counts of processes and nodes; both must be 1 or more," \
+    "and RESTARTS=${RESTARTS:-0} must be 0 or more" >&2
   exit 2
 fi
-
-# One message from one process, before any process group, instead of one from each of them.
-"$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" --files "$@" || exit 2
-
-# Processes of one host share its cores: threads of several would fight over them.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Kernels of one stream run in the order in which they are launched, which the tensor axis counts on to hide its traffic.
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-# Every row has another length; fixed blocks would fragment.
-export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
-# megatron-core warns at import, in every process, of packages that are not used here.
-export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::UserWarning,ignore::FutureWarning}
-# Hydra shortens tracebacks to the user's own function, which hides where training failed.
-export HYDRA_FULL_ERROR=1
 
 if [[ $NNODES -eq 1 ]]; then
   rendezvous=(--standalone) # a free port of its own: several runs may share the host
@@ -57,7 +46,17 @@ else
   rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29400}" --rdzv-id="${RUN_ID:-triptych}")
 fi
 
-# No restarts inside: a run that fails goes on from its newest checkpoint by `triptych resume`, on purpose and logged.
-# It leaves with 75 if the run was asked to end and can be started again (RUN/verdict.json).
-exec "$PYTHON" -m launch.torchrun --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" --max-restarts=0 \
-  "${rendezvous[@]}" -m train "$@"
+module=train
+if [[ ${1:-} == --preflight ]]; then
+  shift
+  module=launch.together
+  look=() # at the recipe alone: what this node lacks is told in one table with what the others do
+else
+  look=(--files)
+fi
+# One message from one process, before any process group, instead of one from each of them.
+"$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" ${look[@]+"${look[@]}"} "$@" || exit 2
+
+# It leaves with 0 done, 75 asked to end and can be started again, 2 something is to be mended first, 1 failed.
+exec "$PYTHON" -m launch.torchrun --restarts="${RESTARTS:-0}" --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" \
+  "${rendezvous[@]}" -m "$module" "$@"

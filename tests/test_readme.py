@@ -14,7 +14,7 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md", "docs/data.md",
     "docs/data_format.md",
 ]  # fmt: skip
-_MORE = ("oss", "video", "proofs", "parallelism", "performance", "faults", "diagnosing", "evaluating")
+_MORE = ("oss", "video", "proofs", "parallelism", "performance", "faults", "clusters", "diagnosing", "evaluating")
 LINKING = [*PAGES, *(f"docs/{name}.md" for name in _MORE)]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")

@@ -13,6 +13,7 @@ from parallel.watch import Watch
 from parallel.world import distributed, world_size_from_launcher
 from train.ending import conclude
 from train.faults import MENDABLE
+from train.preflight import check_together
 from train.resolve import loosen, to_run_config
 from train.trainer import Trainer
 
@@ -31,6 +32,7 @@ def main(raw: DictConfig) -> None:
         distributed(run.parallel, run.seed) as groups,
         watch.telling(),
     ):
+        check_together(run, groups)
         Trainer(run, groups, watch).fit()
 
 

@@ -39,14 +39,16 @@ class Ending:
     reason: str
     when: str
     """UTC."""
+    refused: bool = False
+    """It failed by what the user has to mend first: started again, it would end the same."""
 
 
-def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int) -> None:
+def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int, refused: bool = False) -> None:
     """Write the file, by rename; raises OSError. To be called by one process, when there is nothing more to save."""
     folder = Path(run_dir)
     newest = next((attempt for attempt in attempts(folder) if attempt.sealed), None)
     commit, at_least = (newest.path.name, newest.step) if newest is not None else (None, 0)
-    ending = Ending(verdict=verdict, step=step or at_least, commit=commit, reason=reason, when=now())
+    ending = Ending(verdict=verdict, step=step or at_least, commit=commit, reason=reason, when=now(), refused=refused)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{VERDICT}.{os.getpid()}"
     with partial.open("w") as file:

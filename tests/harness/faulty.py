@@ -26,8 +26,8 @@ class Fault:
     """What happens to one rank, once."""
 
     kind: str
-    """raise, mendable (a ValueError), kill, stop, sleep, pause SECONDS, spin (keeps Python's lock to itself); or, from
-    outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
+    """raise, mendable (a ValueError), kill, stop, sleep, pause SECONDS, until FILE (is there), spin (keeps Python's
+    lock to itself); or, from outside while it sleeps, ask (torchrun gets a SIGTERM, twice) and orphan (a SIGKILL)."""
     where: str
     """decode (in the loader's thread), data, forward, backward, reduce, update or save."""
     rank: int | None = None
@@ -105,6 +105,10 @@ def strike(kind: str) -> None:
         re.match(r"(a+)+$", "a" * 64 + "b")  # for longer than anybody lives
     if kind.startswith("pause"):
         time.sleep(float(kind.split()[1]))
+        return
+    if kind.startswith("until"):
+        while not Path(kind.partition(" ")[2]).exists():
+            time.sleep(0.05)
         return
     signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
     if kind in signals:

@@ -6,9 +6,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
@@ -30,6 +31,7 @@ class Cluster:
         self.environment = dict(os.environ, SLURM_CONF=str(folder / "slurm.conf"))
         self.environment["PATH"] += ":/usr/sbin:/sbin"
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, seconds: float = 60.0) -> None:
         """AssertionError if the nodes are not idle in time."""
@@ -49,8 +51,32 @@ class Cluster:
         self._await(lambda: (munge / "socket").exists(), seconds, "munged")
         self._run("slurmctld", "-D")
         for node in NODES:
-            self._run("slurmd", "-D", "-N", node)
-        self._await(lambda: self.ask("sinfo", "-h", "-o", "%T %D").strip() == f"idle {len(NODES)}", seconds, "nodes")
+            self.bring_back(node)
+        self._await(lambda: self.ask("sinfo", "-h", "-p", "all", "-o", "%T").split() == ["idle"], seconds, "nodes")
+
+    def bring_back(self, node: str) -> None:
+        """A node starts, as one that was repaired."""
+        self._nodes[node] = self._run("slurmd", "-D", "-N", node)
+
+    def lose(self, node: str) -> None:
+        """A node is gone from one moment to the next: SLURM's daemons on it and all that they had started."""
+        self._nodes[node].kill()
+        self._nodes[node].wait()
+        tasks = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if _has(path, f"SLURMD_NODENAME={node}")]
+        tasks = [path for path in tasks if _has(path / "environ", f"SLURM_CONF={self.folder}")]
+        watchers = {_parent(path) for path in tasks}
+        for pid in sorted(pid for pid in watchers if _has(Path(f"/proc/{pid}/comm"), "slurmstepd")):
+            _kill(pid)
+        for path in tasks:
+            _kill(int(path.name))
+
+    def order(self, *arguments: str, **environment: str) -> int:
+        """Number of a job sent by `triptych slurm` from the root of the checkout."""
+        command = [sys.executable, "-m", "launch.cli", "slurm", *arguments]
+        given, root = self.environment | environment, Path(__file__).resolve().parents[2]
+        done = subprocess.run(command, env=given, cwd=root, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.removeprefix("job ").partition(":")[0])
 
     def ask(self, *command: str) -> str:
         """stdout of a SLURM command; what it does not know is empty."""
@@ -91,13 +117,13 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
 
-    def _run(self, name: str, *arguments: str) -> None:
+    def _run(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         log = (self.folder / f"{name}.{len(self._daemons)}.log").open("wb")
         program = shutil.which(name, path=self.environment["PATH"])
         assert program is not None
-        self._daemons.append(
-            subprocess.Popen([program, *arguments], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-        )
+        daemon = subprocess.Popen([program, *arguments], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        self._daemons.append(daemon)
+        return daemon
 
     def _await(self, there: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
@@ -135,8 +161,31 @@ GresTypes=gpu
 ReturnToService=2
 MailProg=/bin/true
 KillWait=30
-{nodes}PartitionName=all Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
+SlurmdTimeout=15
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}PartitionName=all Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=90
+PartitionName=urgent Nodes={",".join(NODES)} MaxTime=INFINITE State=UP PriorityTier=9
 """
+
+
+def _has(path: Path, text: str) -> bool:
+    try:
+        return text.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ if [[ $2 == launch.preflight ]]; then
   for word in "$@"; do [[ $word == --files && -z ${{LOOK:-}} ]] || words+=("$word"); done  # the data is not here
   exec {python} "${{words[@]}}"
 fi
-if [[ $2 == launch.verdict ]]; then
-  [[ $3 == --clear ]] || cat "$RECORD.verdict"
+if [[ $2 == launch.slurm_job ]]; then
+  [[ $3 == begin ]] && exec {python} "$@"
+  cat "$RECORD.verdict"
   exit 0
 fi
 printf '%s\\n' "$@" > "$RECORD"
-env | grep -E '^(OMP_NUM_THREADS|CUDA_DEVICE_MAX_CONNECTIONS|HYDRA_FULL_ERROR)=' >> "$RECORD"
 """
 
 
@@ -72,10 +72,9 @@ def test_one_node_starts_its_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     words = started.splitlines()
     assert words[:2] == ["-m", "launch.torchrun"]
-    assert {"--nnodes=1", "--nproc-per-node=2", "--standalone", "--max-restarts=0"} <= set(words)
+    assert {"--nnodes=1", "--nproc-per-node=2", "--standalone", "--restarts=0"} <= set(words)
     at = words.index("train")
     assert words[at - 1 : at + 4] == ["-m", "train", "--config-name", "quickstart_stage1", "seed=3"]
-    assert {"OMP_NUM_THREADS=1", "CUDA_DEVICE_MAX_CONNECTIONS=1", "HYDRA_FULL_ERROR=1"} <= set(words)
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [("", 1), ("0", 1), ("0,1,3", 3)])
@@ -108,15 +107,33 @@ def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
     assert "--standalone" not in started
 
 
-@pytest.mark.parametrize(
-    ("restarts", "verdict", "left"), [("0", "done", 0), ("1", "done", 0), ("1", "again", 75), ("0", "failed", 1)]
-)
-def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: str, verdict: str, left: int) -> None:
+@pytest.mark.parametrize("count", ["-1", "many"])
+def test_restarts_are_a_count(tmp_path: Path, count: str) -> None:
+    done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", RESTARTS=count)
+    assert done.returncode == 2 and f"RESTARTS={count}" in done.stderr and started == ""
+
+
+def test_a_preflight_starts_the_ranks_that_look_and_no_training(tmp_path: Path) -> None:
+    arguments = ["--preflight", "--config-name", "quickstart_stage1", "data.tokenizer=/nowhere"]
+    done, started = run(tmp_path, "torchrun.sh", *arguments, NPROC_PER_NODE="2", LOOK="1")
+    assert done.returncode == 0, "what this node lacks is told with what the others do"
+    words = started.splitlines()
+    assert words[words.index("-m", 2) + 1] == "launch.together" and "--preflight" not in words and "train" not in words
+
+
+PREEMPTED = "PreemptEligibleTime=None PreemptTime=2026-11-22T03:00:00"
+WANTED = "PreemptEligibleTime=None PreemptTime=None"
+
+
+def under_slurm(
+    tmp_path: Path, verdict: str, restarts: str, srun: str = 'shift; exec "$@"', told: str = WANTED
+) -> tuple[subprocess.CompletedProcess, str, str]:
+    """Run train.sbatch with stand-ins; returns it, what was started, and what scontrol was told."""
     (tmp_path / "record.verdict").write_text(verdict)
     for name, text in {
-        "srun": '#!/usr/bin/env bash\nshift\nexec "$@"\n',
-        "scontrol": "#!/usr/bin/env bash\n"
-        f"[[ $1 != show ]] && echo $* >{tmp_path}/told && exit\nseq -f node%g 7 20000\n",
+        "srun": f"#!/usr/bin/env bash\n{srun}\n",
+        "scontrol": f"#!/usr/bin/env bash\n[[ $1 == requeue ]] && echo $* >{tmp_path}/told && exit\n"
+        f"[[ $2 == job ]] && echo {told} && exit\nseq -f node%g 7 20000\n",
     }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -125,17 +142,49 @@ def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: st
     done, started = run(
         tmp_path,
         "train.sbatch",
-        "--config-name",
-        "qwen2vl_2b_stage1",
+        *("--config-name", "qwen2vl_2b_stage1", f"run_dir={tmp_path / 'run'}"),
         PATH=f"{tmp_path}:{os.environ['PATH']}",
         SLURM_SUBMIT_DIR=str(ROOT),
         **slurm,
     )
+    said = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+    return done, started, said
+
+
+@pytest.mark.parametrize(
+    ("restarts", "verdict", "left"),
+    [
+        ("0", "done", 0),
+        ("1", "done", 0),
+        ("1", "again", 75),
+        ("0", "retry", 75),
+        ("0", "refused", 2),
+        ("0", "failed", 1),
+    ],
+)
+def test_slurm_hands_its_nodes_to_the_launch_script(tmp_path: Path, restarts: str, verdict: str, left: int) -> None:
+    commit = tmp_path / "run" / "checkpoints" / "step_00000004.00000000"
+    commit.mkdir(parents=True)
+    (commit / "COMMIT").touch()
+    done, started, told = under_slurm(tmp_path, verdict, restarts)
     assert done.returncode == left, done.stderr
-    # What has failed would fail again.
-    told = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
-    assert told == ("requeue 12345\n" if verdict == "again" else "")
-    expected = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=node7:22345", "--rdzv-id=12345"}
+    # What the user has to mend, and what has been tried often enough, would fail again.
+    assert told == ("requeue 12345\n" if verdict in ("again", "retry") else "")
+    expected = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=node7:22345", "--rdzv-id=12345", "--restarts=3"}
     assert expected <= set(started.splitlines())
     # A job that was put back in the queue would else be refused: its run has checkpoints.
     assert ("resume=true" in started.splitlines()) == (restarts == "1")
+
+
+def test_a_job_that_was_lost_before_its_first_commit_begins_anew(tmp_path: Path) -> None:
+    done, started, _ = under_slurm(tmp_path, "done", "1")
+    assert done.returncode == 0, done.stderr
+    assert started and "resume=true" not in started.splitlines()
+
+
+@pytest.mark.parametrize("told", [WANTED, PREEMPTED])
+def test_a_job_that_is_asked_to_end_goes_back_only_if_another_took_its_place(tmp_path: Path, told: str) -> None:
+    asked = 'kill -TERM $PPID; shift; exec "$@"'  # as SLURM asks the script itself, at scancel and at preemption
+    done, _, said = under_slurm(tmp_path, "again", "0", asked, told)
+    assert done.returncode == 75, done.stderr
+    assert said == ("requeue 12345\n" if told == PREEMPTED else "")

@@ -1,4 +1,4 @@
-"""launch/train.sbatch through real SLURM daemons: warned, put back in the queue, gone on from, and done.
+"""`triptych slurm` and launch/train.sbatch through real SLURM daemons. `make prove-launch` has more of it.
 
 apt-get install slurmctld slurmd slurm-client munge; python -m pytest -m slurm
 """
@@ -6,17 +6,14 @@ apt-get install slurmctld slurmd slurm-client munge; python -m pytest -m slurm
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from parallel.config import ParallelConfig
-from tests.harness.run_faults import well
-from tests.harness.runs import ROOT, make_data, read_recipe
+from tests.harness.runs import ROOT, make_data, write_recipe
 from tests.harness.slurm import Cluster, cluster, missing
-from tests.harness.stopped import recipe_of, warned_job
-from tests.prove.context import Worlds
+from tests.harness.slurm_story import node_lost, tell
 
 pytestmark = [
     pytest.mark.slurm,
@@ -31,15 +28,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(1200)
-def test_a_job_that_is_warned_goes_back_in_the_queue_and_on_to_its_end(
-    slurm: Cluster, tmp_path: Path, worlds: Worlds
-) -> None:
-    recipe = recipe_of(tmp_path, make_data(tmp_path / "data"), ParallelConfig())
-    well(worlds.nursery.live(replace(read_recipe(recipe), run_dir=str(tmp_path / "straight")), 2))
-    found = warned_job(slurm, recipe, tmp_path / "straight", tmp_path, sys.executable)
-    assert not found.wrong and not found.left_over, found
-    difference = found.difference
-    assert difference.weights == difference.state == difference.rows == difference.curves == 0, difference
+def test_a_job_that_loses_a_node_goes_on_with_the_bits_it_would_have_had(slurm: Cluster, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe", make_data(tmp_path / "data"), "stage2", ParallelConfig(), processes=2)
+    told = tell(slurm, recipe, tmp_path / "straight", tmp_path, node_lost)
+    assert not told.wrong and not told.left_over and told.unlike == 0, told
 
 
 @pytest.mark.timeout(300)
@@ -53,7 +45,7 @@ def test_a_job_that_fails_stays_out_of_the_queue(slurm: Cluster, tmp_path: Path)
     )
     ended = slurm.await_state(job, ("COMPLETED", "FAILED", "CANCELLED"), 200)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), (tmp_path / "log").read_text()
-    assert "the verdict is none" in (tmp_path / "log").read_text()
+    assert "the verdict is refused" in (tmp_path / "log").read_text()
 
 
 def test_the_script_is_sound_shell() -> None:

@@ -1,13 +1,20 @@
 """What torchrun is told for a run, and what comes out of it. Real runs: tests/train/test_signals.py."""
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch import torchrun
-from launch.torchrun import SIGNALS, _understood, recipe_of, stopping_options
-from train.config import CheckpointConfig
+from launch.checkout import ROOT
+from launch.settings import settings
+from launch.torchrun import SIGNALS, Fault, _understood, present, recipe_of, resumed, stopping_options
+from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending, write_ending
 
 RUN = ["--nnodes=1", "-m", "train", "--config-name", "quickstart_stage1", "checkpoint.grace_seconds=90"]
@@ -39,27 +46,155 @@ def test_a_torchrun_without_the_option_is_told_otherwise(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("verdict", "fault", "code"),
+    ("verdict", "codes", "code"),
     [
         ("done", None, 0),
-        ("again", "ChildFailedError", 75),
-        ("failed", "ChildFailedError", 1),
-        (None, "ChildFailedError", 1),
+        ("again", [75, 75], 75),
+        ("again", [143], 75),
+        ("failed", [1, 1], 1),
+        (None, [-9], 1),
+        (None, [], 1),
+        ("failed", [2, 2], 2),
     ],
 )
 def test_the_verdict_of_this_start_decides_the_exit_code(
-    verdict: str | None, fault: str | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verdict: str | None, codes: list[int] | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_ending(tmp_path, "again", "of an earlier start", 3)
 
-    def run(arguments: list[str]) -> str | None:
-        assert read_ending(tmp_path) is None and arguments[-len(RUN) - 1 : -1] == RUN
+    def run(arguments: list[str], config: RunConfig) -> Fault | None:
+        assert read_ending(tmp_path) is None and arguments[-3:-1] == RUN[-2:]
         if verdict is not None:
             write_ending(tmp_path, verdict, "of this one", 5)  # type: ignore[arg-type]
-        return fault
+        return None if codes is None else Fault(text="ranks have failed", codes=tuple(codes))
 
     monkeypatch.setattr(torchrun, "_torchrun", run)
     assert torchrun.main([*RUN, f"run_dir={tmp_path}"]) == code
+    ending = read_ending(tmp_path)
+    # Whoever would start it again learns that this would end the same.
+    assert (ending is not None and ending.refused) == (code == 2)
+
+
+class Became(Exception):
+    """In the place of os.execv, which does not return."""
+
+
+def starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: list[int], fault: Fault, restarts: int = 2
+) -> list[list[str]]:
+    """Arguments of each start of a run that fails every time and seals a commit of each step of `commits`, one a start;
+    0 for a start without."""
+    found: list[list[str]] = []
+    waiting = list(commits)
+
+    def run(arguments: list[str], config: RunConfig) -> Fault:
+        found.append(arguments)
+        if waiting and (step := waiting.pop(0)):
+            seal(tmp_path, step)
+        return fault
+
+    def become(_: str, arguments: list[str]) -> None:
+        raise Became(arguments)
+
+    monkeypatch.setattr(torchrun, "_torchrun", run)
+    monkeypatch.setattr(torchrun.os, "execv", become)
+    arguments = [f"--restarts={restarts}", "--rdzv-endpoint=node0:29400", *RUN, f"run_dir={tmp_path}"]
+    while True:
+        try:
+            assert torchrun.main(arguments) == 1
+            return found
+        except Became as became:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+            (command,) = became.args
+            assert command[1:3] == ["-m", "launch.torchrun"]
+            arguments = command[3:]
+
+
+def seal(run_dir: Path, step: int) -> Path:
+    folder = run_dir / "checkpoints" / f"step_{step:08d}.00000000"
+    folder.mkdir(parents=True)
+    for name in ("COMMIT", "recipe.yaml"):
+        (folder / name).touch()
+    return folder
+
+
+def test_a_run_is_started_again_as_long_as_it_gets_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = starts(tmp_path, monkeypatch, [0, 4, 8, 0, 0, 0], Fault(text="lost", codes=(-9, 1)))
+    # One idle start; two that got on; three that did not, of which the last is one too many.
+    assert len(found) == 6
+    assert ["resume=true" in words for words in found] == [False, False, True, True, True, True]
+    # Nodes do not end at once: nobody meets another's last store.
+    ports = [next(word for word in words if word.startswith("--rdzv-endpoint")) for words in found]
+    assert ports[:2] == ["--rdzv-endpoint=node0:29400", "--rdzv-endpoint=node0:29401"] and len(set(ports)) == 6
+
+
+@pytest.mark.parametrize(
+    ("fault", "restarts", "count"),
+    [
+        (Fault(text="torchrun was asked to end, or met no other node"), 3, 1),
+        (Fault(text="lost", codes=(1,)), 0, 1),
+        (Fault(text="the store has gone with another node", alone=True), 1, 2),
+    ],
+)
+def test_what_is_started_again(
+    fault: Fault, restarts: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(starts(tmp_path, monkeypatch, [], fault, restarts)) == count
+
+
+def test_ranks_that_torchrun_itself_has_ended_have_asked_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(text="the store has gone with another node", alone=True)
+    monkeypatch.setattr(torchrun, "clear_ending", lambda _: write_ending(tmp_path, "again", "SIGTERM", 3))
+    assert len(starts(tmp_path, monkeypatch, [], fault, restarts=1)) == 2
+
+
+def test_each_rank_gets_a_log_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = starts(tmp_path, monkeypatch, [], Fault(text="lost", codes=(1,)), restarts=0)
+    at = words.index("--no-python")
+    script, logs = words[at + 1 : at + 3]
+    assert Path(script).name == "rank.sh" and logs == f"{tmp_path}/logs"
+    assert words[at + 4 : at + 7] == ["-u", "-m", "train"]
+    given = {each.name: each for each in settings(recipe_of(RUN[3:]).parallel)}
+    assert given["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"].value == "600"
+    assert all(each.reason for each in given.values())
+
+
+RANK = {"RANK": "3", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(("local", "shown"), [("4", "to the console\n"), ("2", "")])
+def test_a_rank_that_is_killed_has_said_all_in_its_log(tmp_path: Path, local: str, shown: str) -> None:
+    script = "print('to the console', flush=True); import os; os.write(2, b'last words'); os.kill(os.getpid(), 9)"
+    environment = os.environ | RANK | {"LOCAL_WORLD_SIZE": local, "WORLD_SIZE": "4", "SLURMD_NODENAME": "n7"}
+    done = subprocess.run(
+        [str(ROOT / "launch" / "rank.sh"), str(tmp_path / "logs"), sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -9 and done.stdout == shown
+    log = tmp_path / "logs" / "rank_00003.log"
+    deadline = time.monotonic() + 30
+    while "last words" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    head, *rest = log.read_text().split("\n", 1)
+    assert head.startswith("--- 20") and ", n7, process " in head
+    assert sorted(rest[0].replace("\n", "")) == sorted("to the console" + "last words")
+
+
+def test_a_run_goes_on_by_the_recipe_that_is_still_there(tmp_path: Path) -> None:
+    first, second = seal(tmp_path, 4), seal(tmp_path, 8)
+    words = ["--config-path", str(first), "--config-name", "recipe", "new_segment=[sources]", "resume=true"]
+    assert present(words) == words
+    assert resumed(words, tmp_path) == [*words[:4], "resume=true"]
+    (first / "recipe.yaml").unlink()
+    assert present(words) == ["--config-path", str(second), *words[2:]]
+    # The segment has not begun where the commit is the one that the run was gone on with.
+    words[1] = str(second)
+    assert resumed(words, tmp_path) == words
+    assert resumed(["--config-name", "mine"], tmp_path / "none") == ["--config-name", "mine"]
 
 
 def test_a_verdict_is_whole_or_not_there(tmp_path: Path) -> None:

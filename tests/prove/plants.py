@@ -14,6 +14,7 @@ from tests.prove import (
     data_text_defects,
     data_video_defects,
     data_whole_defects,
+    launch_defects,
     launch_diagnose_defects,
     launch_watch_defects,
     parallel_awkward_defects,
@@ -111,7 +112,7 @@ PLANTS |= {
         ("parallel", _OF_PARALLEL),
         ("data", _OF_DATA),
         ("checkpoint", (checkpoint_defects.PLANTS,)),
-        ("launch", (launch_diagnose_defects.PLANTS, launch_watch_defects.PLANTS)),
+        ("launch", (launch_defects.PLANTS, launch_diagnose_defects.PLANTS, launch_watch_defects.PLANTS)),
     )
     for plants in group
     for name, (apply, cases) in plants.items()

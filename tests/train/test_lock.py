@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import torchrun, verdict
-from launch.preflight import _file_faults
+from launch import slurm_job, torchrun
+from launch.preflight import begin
 from launch.transfers import uploaded
 from train import lock
 from train.ending import clear_ending, conclude, read_ending, write_ending
@@ -78,8 +78,8 @@ def test_nodes_that_look_at_once_do_not_take_each_other_for_a_run(tmp_path: Path
 
 def test_the_look_before_a_start_touches_nothing_of_who_trains(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     write_ending(tmp_path, "again", "of who trains", 3)
-    (fault,) = _file_faults(replace(compose("quickstart_stage2"), run_dir=str(tmp_path)))
-    assert f"by process {holder.pid} of" in fault and read_ending(tmp_path) is not None
+    (check,) = begin(replace(compose("quickstart_stage2"), run_dir=str(tmp_path)))
+    assert not check.ok and f"by process {holder.pid} of" in check.found and read_ending(tmp_path) is not None
 
 
 def test_what_would_cross_a_run_that_trains_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
@@ -87,12 +87,12 @@ def test_what_would_cross_a_run_that_trains_is_refused(tmp_path: Path, holder: s
     with pytest.raises(ValueError, match=f"by process {holder.pid} of"):
         uploaded(tmp_path)
     with pytest.raises(SystemExit):
-        verdict.main(["--clear", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+        slurm_job.main(["begin", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
     assert torchrun.main(["-m", "train", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"]) == 2
     assert read_ending(tmp_path) is not None
     holder.kill()
     holder.wait()
-    verdict.main(["--clear", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+    slurm_job.main(["begin", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
     assert read_ending(tmp_path) is None
 
 
