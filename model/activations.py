@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.config import LanguageConfig, ModelConfig, VisionConfig
+from model.flops import Work, row_work
 from parallel.config import ParallelConfig, Recompute
 
 FP32, INT64 = 4, 8
@@ -78,6 +79,11 @@ class RowSizes:
     @property
     def patches(self) -> int:
         return sum(self.frames)
+
+    @property
+    def work(self) -> Work:
+        """What it takes to compute."""
+        return row_work(self.segments, [(1, 1, patches) for patches in self.frames], self.targets)
 
 
 def tower_bytes(config: VisionConfig, row: RowSizes, parallel: ParallelConfig, kernels: Kernels) -> int:

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.planning.piece import Piece
 from launch.planning.timeline import Pass, most_held, passes
-from model.activations import Kernels, RowSizes, decoder_layer_bytes, row_bytes
-from model.config import ModelConfig
+from model.activations import INT64, RowSizes
 from model.memory import HeldBytes
-from parallel.config import ParallelConfig
-
-_INT64 = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,91 +21,63 @@ class RankMemory:
     rows: int
     """Pixels, tokens and positions of the step's microbatches, on the device before the pipeline starts."""
     activations: int
-    """What waits for backward, of as many microbatches as are under way at most."""
+    """What one microbatch leaves for backward, the largest."""
+    in_flight: int
+    """The same of the others that 1F1B has under way with it."""
     working: int
-    """Beside that at a time: what one layer or the head computes with."""
-    reduction: int
+    """Beside these at the worst moment: what one layer, the head or the tower computes with."""
+    buffers: int
     """What the reduction of gradients takes in place of activations and working memory."""
 
     @property
     def most(self) -> int:
         """At most at a time."""
         steady = self.weights + self.optimizer + self.gradients + self.rows
-        return steady + max(self.activations + self.working, self.reduction)
+        return steady + max(self.activations + self.in_flight + self.working, self.buffers)
 
 
-def rank_memory(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    trainable: Sequence[str],
-    held: HeldBytes,
-    kernels: Kernels,
-    rank: int,
-    split: Sequence[int],
-    rows: Sequence[RowSizes],
-) -> RankMemory:
+def rank_memory(pieces: Sequence[Piece], held: HeldBytes, rank: int, rows: Sequence[RowSizes]) -> RankMemory:
     """Of a rank of the pipeline in a step.
 
     Args:
-        held: its weights, gradients and optimizer state (train/optimizer.py: state_bytes).
+        pieces: all of the pipeline's.
+        held: the rank's weights, gradients and optimizer state (train/optimizer.py: state_bytes).
         rank: in the pipeline.
-        split: language layers of each piece.
         rows: the replica's microbatches, in order.
     """
-    stages, chunks = parallel.pipeline, parallel.chunks
+    stages = pieces[0].parallel.pipeline
+    mine = pieces[rank::stages]
+    order = passes(rank, stages, len(mine), len(rows))
+    kinds = {(chunk, row): piece.saved(row) for chunk, piece in enumerate(mine) for row in set(rows)}
+    besides = {
+        (chunk, row, backward): piece.beside(row, backward)
+        for chunk, piece in enumerate(mine)
+        for row in set(rows)
+        for backward in (False, True)
+    }
 
     def left(step: Pass) -> int:
-        piece = step.chunk * stages + rank
-        return row_bytes(
-            model,
-            rows[step.microbatch],
-            parallel,
-            kernels,
-            trainable,
-            layers=split[piece],
-            is_first=piece == 0,
-            is_last=piece == stages * chunks - 1,
-        )
+        return kinds[step.chunk, rows[step.microbatch]]
 
+    def beside(step: Pass) -> int:
+        return besides[step.chunk, rows[step.microbatch], step.backward]
+
+    waiting, one = most_held(order, left), max(kinds.values())
     return RankMemory(
         weights=held.weights,
         optimizer=held.masters + held.moments,
         gradients=held.gradients + held.accumulators,
-        rows=sum(_given_bytes(model, row, kernels, is_first=rank == 0) for row in rows),
-        activations=most_held(passes(rank, stages, chunks, len(rows)), left),
-        working=max(_working_bytes(model, parallel, kernels, trainable, row, rank == stages - 1) for row in rows),
-        reduction=held.bucket,
+        rows=sum(_given_bytes(pieces[rank], row) for row in rows),
+        activations=one,
+        in_flight=waiting - one,
+        working=most_held(order, left, beside) - waiting,
+        buffers=held.bucket,
     )
 
 
-def _given_bytes(model: ModelConfig, row: RowSizes, kernels: Kernels, is_first: bool) -> int:
-    """Tokens and three positions of each, targets, and on the first pipeline stage pixels."""
-    numbers = (4 * row.tokens + 2 * row.targets) * _INT64
-    pixels = row.patches * model.vision.patch_dim * kernels.bytes_each if model.vision and is_first else 0
+def _given_bytes(piece: Piece, row: RowSizes) -> int:
+    """Tokens and three positions of each, targets and their places, and on the first pipeline stage pixels."""
+    numbers = (4 * row.tokens + 2 * row.targets) * INT64
+    vision = piece.model.vision
+    pixels = row.patches * vision.patch_dim * piece.kernels.bytes_each if vision and piece.is_first else 0
     return numbers + pixels
-
-
-def _working_bytes(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    kernels: Kernels,
-    trainable: Sequence[str],
-    row: RowSizes,
-    is_last: bool,
-) -> int:
-    """What backward of the head, or of one decoder layer, makes on its way: gradients of what it passes, one gradient of
-    a weight, and under full recomputation all that the layer saves."""
-    language, each = model.language, kernels.bytes_each
-    learns = "language" in trainable
-    ffn = language.ffn_size // parallel.tensor
-    layer = row.tokens * (language.hidden_size + 4 * ffn) * each + (
-        2 * ffn * language.hidden_size * each if learns else 0
-    )
-    if parallel.recompute.language == "full":
-        kept = ParallelConfig(tensor=parallel.tensor, sequence_parallel=parallel.sequence_parallel)
-        layer += decoder_layer_bytes(language, row, kept, kernels, learns)
-    if not is_last:
-        return layer
-    vocabulary = -(-language.vocab_size // parallel.tensor)
-    head = row.targets * vocabulary * each + (vocabulary * language.hidden_size * each if learns else 0)
-    return max(layer, head)

@@ -1,18 +1,19 @@
 """Seconds of a step: passes by their FLOPs, messages by their bytes, put in order by launch/planning/timeline.py.
 
 Coarse on purpose: what it is for is comparing layouts, and telling days from weeks. What it takes from the hardware is
-in `Machine`; measured shares of peak replace the assumed ones where there are some.
+in `Machine`; `efficiency` is where a measured figure has its place.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.planning.piece import Piece
 from launch.planning.timeline import Pass, Timeline, simulate
-from model.activations import RowSizes
-from model.config import ModelConfig
-from model.flops import Work, part_flops, row_work
-from parallel.config import ParallelConfig
+from model.activations import FP32, RowSizes
 from parallel.gpus import Gpu
+
+_UPDATE_BYTES = 7 * FP32
+"""That AdamW reads and writes for each element: gradient, master and two moments in, the latter three out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,105 +24,98 @@ class Machine:
     gpus_per_node: int = 8
     network_bandwidth: float = 50e9
     """Bytes a second of one GPU to other nodes, one direction: 400 Gb/s."""
-    efficiency: float = 0.6
-    """Share of the data sheet's FLOPs that a pass reaches (ours, until measured)."""
+    efficiency: float = 0.55
+    """Share of the data sheet's FLOPs that a pass reaches (ours, until measured: docs/performance.md)."""
 
     def bandwidth(self, span: int) -> float:
-        """Of neighbours in a group whose ranks are spread over `span` consecutive ranks of the world."""
+        """Bytes a second of neighbours in a group whose ranks are spread over `span` consecutive ranks of the world."""
         return self.gpu.link_bandwidth if span <= self.gpus_per_node else self.network_bandwidth
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """Bytes that a rank sends in a step, the one that sends most, by axis."""
+
+    tensor: float
+    pipeline: float
+    data: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
     """Of one optimizer step, in seconds."""
 
-    pipeline: Timeline
+    timeline: Timeline
     """Of the replica that takes longest."""
     reduction: float
     """Gradients over the data axis, and weights back."""
-    flops: int
-    """Of all replicas, without what is computed again."""
+    update: float
+    traffic: Traffic
 
     @property
     def seconds(self) -> float:
-        return self.pipeline.seconds + self.reduction
+        return self.timeline.seconds + self.reduction + self.update
 
 
 def step_time(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    trainable: tuple[str, ...],
-    split: Sequence[int],
-    replicas: Sequence[Sequence[RowSizes]],
-    trained_bytes: int,
-    machine: Machine,
-    bytes_each: int = 2,
+    pieces: Sequence[Piece], replicas: Sequence[Sequence[RowSizes]], trained: int, machine: Machine
 ) -> StepTime:
     """Of a step whose rows are given, replica by replica.
 
     Args:
-        trained_bytes: fp32 gradients of the rank that trains most.
+        pieces: of the pipeline.
+        trained: elements of the rank that trains most.
     """
-    lines = [_pipeline(model, parallel, trainable, split, rows, machine, bytes_each) for rows in replicas]
-    count = len(replicas)
-    span = parallel.tensor * parallel.pipeline * count
+    parallel, each, count = pieces[0].parallel, pieces[0].kernels.bytes_each, len(replicas)
     share = (count - 1) / count
     # An all-reduce of fp32 gradients, then an all-gather of weights in the model's dtype.
-    nbytes = trained_bytes * 2 * share + trained_bytes / 4 * bytes_each * share
-    works = [_work(row) for rows in replicas for row in rows]
+    data_bytes = trained * (2 * FP32 + each) * share
+    # Ranks are numbered tensor axis first, then data, then pipeline (parallel/grid.py).
+    span = parallel.tensor * count
+    between = machine.bandwidth(span * parallel.pipeline)
+    lines = [(_timeline(pieces, rows, machine, between), rows) for rows in replicas]
+    timeline, rows = max(lines, key=lambda line: line[0].seconds)
     return StepTime(
-        pipeline=max(lines, key=lambda line: line.seconds),
-        reduction=nbytes / machine.bandwidth(span),
-        flops=sum(sum(part_flops(model, trainable, work).values()) for work in works),
+        timeline=timeline,
+        reduction=data_bytes / machine.bandwidth(span),
+        update=trained / count * _UPDATE_BYTES / machine.gpu.memory_bandwidth,
+        traffic=Traffic(tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows), data=data_bytes),
     )
 
 
-def _pipeline(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    trainable: tuple[str, ...],
-    split: Sequence[int],
-    rows: Sequence[RowSizes],
-    machine: Machine,
-    bytes_each: int,
+def _timeline(
+    pieces: Sequence[Piece], rows: Sequence[RowSizes], machine: Machine, pipeline_bandwidth: float
 ) -> Timeline:
-    stages, last = parallel.pipeline, len(split) - 1
-    rate = machine.gpu.flops * machine.efficiency * parallel.tensor
-    forward = [part_flops(model, (), _work(row)) for row in rows]
-    whole = [part_flops(model, trainable, _work(row), parallel.recompute) for row in rows]
-    width = model.language.hidden_size * bytes_each
-    between = machine.bandwidth(parallel.tensor * (2 if stages > 1 else 1))
+    parallel = pieces[0].parallel
+    stages, rate = parallel.pipeline, machine.gpu.flops * machine.efficiency
+    inside = machine.bandwidth(parallel.tensor)
+    known: dict[tuple[int, RowSizes, bool], float] = {}
 
     def seconds(rank: int, step: Pass) -> float:
-        piece = step.chunk * stages + rank
-        layers = split[piece] / model.language.num_layers
+        key = step.chunk * stages + rank, rows[step.microbatch], step.backward
+        if key not in known:
+            piece, row, backward = pieces[key[0]], key[1], key[2]
+            known[key] = piece.flops(row, backward) / rate + piece.tensor_bytes(row, backward) / inside
+        return known[key]
 
-        def of(parts: dict[str, int]) -> float:
-            total = parts["layers"] * layers
-            total += parts.get("vision", 0) + parts.get("merger", 0) if piece == 0 else 0
-            return total + (parts["head"] if piece == last else 0)
+    def message_seconds(microbatch: int) -> float:
+        return pieces[0].message_bytes(rows[microbatch]) / pipeline_bandwidth
 
-        ahead = of(forward[step.microbatch])
-        flops = of(whole[step.microbatch]) - ahead if step.backward else ahead
-        return flops / rate + _tensor_seconds(parallel, machine, rows[step.microbatch].tokens * width * split[piece])
-
-    return simulate(
-        stages,
-        parallel.chunks,
-        len(rows),
-        seconds,
-        lambda microbatch: rows[microbatch].tokens * width / (parallel.tensor * between),
-    )
+    return simulate(stages, parallel.chunks, len(rows), seconds, message_seconds)
 
 
-def _tensor_seconds(parallel: ParallelConfig, machine: Machine, nbytes: float) -> float:
-    """Two all-reduces of a layer's activations in a pass, or as many bytes gathered and scattered."""
-    if parallel.tensor == 1:
+def _tensor_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
+    stages = pieces[0].parallel.pipeline
+    sent = [0.0] * stages
+    for number, piece in enumerate(pieces):
+        sent[number % stages] += sum(piece.tensor_bytes(row, backward) for row in rows for backward in (False, True))
+    return max(sent)
+
+
+def _pipeline_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
+    """Hidden states on, gradients back: a piece between two others sends both."""
+    parallel = pieces[0].parallel
+    if parallel.pipeline == 1:
         return 0.0
-    share = (parallel.tensor - 1) / parallel.tensor
-    return 2 * 2 * share * nbytes / machine.bandwidth(parallel.tensor)
-
-
-def _work(row: RowSizes) -> Work:
-    grids = [(1, 1, patches) for patches in row.frames]
-    return row_work(row.segments, grids, row.targets)
+    ways = 2 if len(pieces) > 2 else 1
+    return ways * parallel.chunks * sum(pieces[0].message_bytes(row) for row in rows)

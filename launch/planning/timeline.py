@@ -105,15 +105,20 @@ def simulate(
     return Timeline(seconds=max(free), busy=tuple(busy))
 
 
-def most_held(order: Sequence[Pass], bytes_of: Callable[[Pass], int]) -> int:
-    """Bytes that wait for their backward pass at most, in a stage that does `order`: each forward pass leaves
-    `bytes_of` it, which its backward pass frees when it is over."""
+def most_held(
+    order: Sequence[Pass], bytes_of: Callable[[Pass], int], beside: Callable[[Pass], int] = lambda step: 0
+) -> int:
+    """Bytes held at most by a stage that does `order`: each forward pass leaves `bytes_of` it, which its backward pass
+    frees when it is over; a pass itself takes `beside` it (less than 0 where it is over its worst before all is made).
+    """
     held = most = 0
     for step in order:
+        left = bytes_of(Pass(microbatch=step.microbatch, chunk=step.chunk))
         if step.backward:
-            held -= bytes_of(Pass(microbatch=step.microbatch, chunk=step.chunk))
+            most = max(most, held + beside(step))
+            held -= left
         else:
-            held += bytes_of(step)
-            most = max(most, held)
+            held += left
+            most = max(most, held, held + beside(step))
     assert held == 0, "a pass has no backward pass"
     return most

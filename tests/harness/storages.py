@@ -23,12 +23,22 @@ class Storages(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         if self.most is not None:
-            self.most = max(self.most, self.num_bytes)
+            now = self.num_bytes
+            if now > self.most:
+                self.most = now
+                self.func = func
+                import traceback; self.where = str(func) + " | " + " ".join(f"{f.filename.split('/')[-1]}:{f.lineno}:{f.name}" for f in traceback.extract_stack()[-9:-1])
         return result
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count the storage of a tensor that no operation inside has made."""
+        storage = tensor.untyped_storage()
+        self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
 
     def held(self) -> dict[int, int]:
         """Bytes of each storage that is not gone, by the address that `tensor.untyped_storage()._cdata` has."""
-        return {key: size for key, (reference, size) in self._made.items() if not reference.expired()}
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        return {key: size for key, (_, size) in self._made.items()}
 
     @property
     def num_bytes(self) -> int:
