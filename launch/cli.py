@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from launch.cli_plan import add_plan
 from train.errors import CheckpointError
 
 Command = Callable[[argparse.Namespace], int]
@@ -92,10 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_chat(commands.add_parser("chat", help="talk to a trained model"))
 
-    plan = commands.add_parser("plan", help="size a run: what each rank of its layout holds")
-    plan.add_argument("--config-name", metavar="RECIPE", required=True)
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=4")
-    plan.set_defaults(command=_plan)
+    add_plan(
+        commands.add_parser("plan", help="size a run without GPUs: memory, bubble, speed, cost; or --search layouts")
+    )
 
     quickstart = commands.add_parser("quickstart", help="what `make quickstart` runs")
     quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
@@ -196,13 +196,6 @@ def _chat(options: argparse.Namespace) -> int:
         return talk(conversation)
     say(conversation, options.prompt)
     return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from launch.plan import plan_lines
-    from train.resolve import compose
-
-    return _tell(plan_lines(compose(options.config_name, options.overrides)))
 
 
 def _quickstart(options: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
-"""Rows that a plan is made for: the recipe's own, by the lengths in its index, or imagined ones where there is none yet.
-No sample is read.
+"""Rows that a plan is made for: the recipe's own, by the lengths in its index, or imagined ones while there is none. No
+sample is read.
 """
 
 from collections.abc import Sequence

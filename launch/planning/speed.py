@@ -16,6 +16,11 @@ _UPDATE_BYTES = 7 * FP32
 """That AdamW reads and writes for each element: gradient, master and two moments in, the latter three out."""
 
 
+RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
+"""Of a GPU, left to the CUDA context, NCCL's buffers, libraries' workspaces, and to what the allocator cannot use
+(ours, until measured)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
     """GPUs, and how they reach each other."""
@@ -26,6 +31,11 @@ class Machine:
     """Bytes a second of one GPU to other nodes, one direction: 400 Gb/s."""
     efficiency: float = 0.55
     """Share of the data sheet's FLOPs that a pass reaches (ours, until measured: docs/performance.md)."""
+
+    @property
+    def room(self) -> float:
+        """Bytes of a GPU that a run may take."""
+        return self.gpu.memory * (1 - RESERVE_SHARE) - RESERVE_BYTES
 
     def bandwidth(self, span: int) -> float:
         """Bytes a second of neighbours in a group whose ranks are spread over `span` consecutive ranks of the world."""

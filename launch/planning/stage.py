@@ -2,37 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-import torch
-
-from data.types import SampleIndex
 from data.plan.plan import Plan
+from data.types import SampleIndex
 from launch.planning.memory import RankMemory, rank_memory
 from launch.planning.piece import Piece, cut
 from launch.planning.rows import PlannedStep, drawn_steps, fullest_rows, imagined_step
 from launch.planning.speed import Machine, StepTime, step_time
-from model.activations import kernels_of
+from launch.planning.weights import Weights
+from model.activations import RowSizes, kernels_of
 from model.balance import balanced_split
-from model.build import build_model
 from model.flops import Work, step_flops
 from model.memory import HeldBytes
 from model.placement import check_layout, language_split
 from parallel.config import ParallelConfig
-from parallel.world import imagined_rank
 from train.config import RunConfig
 from train.crosscheck import world_faults
-from train.optimizer import state_bytes
 from train.ready import open_data
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _STEPS = 4
 """Of the recipe's own plan, of which one tells the time and all tell the memory."""
-RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
-"""Of a GPU, left to the CUDA context, NCCL's buffers, libraries' workspaces, and to what the allocator cannot use
-(ours, until measured)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """What a stage is planned for."""
 
@@ -40,7 +33,7 @@ class Rows:
     said: str
     """Where they are from, for people."""
 
-    @property
+    @cached_property
     def work(self) -> Work:
         return sum((step.work for step in self.steps), Work())
 
@@ -67,19 +60,13 @@ class StagePlan:
         return self.run.parallel.data_size(self.gpus)
 
     @property
-    def room(self) -> float:
-        """Bytes of a GPU that a run may take."""
-        memory = self.machine.gpu.memory
-        return memory * (1 - RESERVE_SHARE) - RESERVE_BYTES
-
-    @property
     def most(self) -> int:
         """Bytes of the fullest rank, whatever rows come."""
         return max(memory.most for memory in self.fullest)
 
     @property
     def fits(self) -> bool:
-        return self.most <= self.room
+        return self.most <= self.machine.room
 
     @property
     def tokens_per_second(self) -> float:
@@ -120,8 +107,11 @@ def _told(plan: Plan, indexes: Sequence[SampleIndex]) -> str:
     return f"rows of the first {_STEPS} steps, drawn from {samples:,} samples of {len(indexes)} sources"
 
 
-def plan_stage(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> StagePlan:
-    """Build the ranks of one replica on the meta device, and reckon. For a process that has joined no world.
+def plan_stage(run: RunConfig, rows: Rows, gpus: int, machine: Machine, weights: Weights | None = None) -> StagePlan:
+    """Reckon a stage, whether it fits or not. For a process that has joined no world.
+
+    Args:
+        weights: of the run and its `parallel.tensor`, where they are at hand.
 
     Raises ValueError if the model cannot have this layout, or the world not these axes.
     """
@@ -131,25 +121,44 @@ def plan_stage(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> Stage
     check_layout(run.model, replace(run.parallel, split=None) if run.parallel.split == "auto" else run.parallel)
     run = replace(run, parallel=_settled(run, rows.work))
     dp_size = run.parallel.data_size(gpus)
-    kernels = kernels_of(run.parallel, run.precision, on_gpu=True)
-    split = language_split(run.model, run.parallel)
-    pieces = cut(run.model, run.parallel, kernels, run.stage.trainable, split)
-    held = [_held(run, stage, dp_size) for stage in range(run.parallel.pipeline)]
+    pieces = _pieces(run)
+    held = (weights or Weights(run, run.parallel.tensor)).held(_split(run), run.parallel.pipeline, dp_size)
     step = rows.steps[0]
-    time = step_time(pieces, step.replicas(dp_size), max(_trained(one, run.precision) for one in held), machine)
     every = [replica for step in rows.steps for replica in step.replicas(dp_size)]
-    microbatches = max(len(replica) for replica in every)
-    full = [[row] * microbatches for row in fullest_rows(run)]
     return StagePlan(
         run=run,
         gpus=gpus,
         machine=machine,
         drawn=_ranks(pieces, held, every),
-        fullest=_ranks(pieces, held, full),
-        time=time,
+        fullest=_fullest(run, pieces, held, dp_size),
+        time=step_time(pieces, step.replicas(dp_size), max(one.trained for one in held), machine),
         work=step.work,
         rows_said=rows.said,
     )
+
+
+def fullest_bytes(run: RunConfig, rows: Rows, gpus: int, weights: Weights) -> int:
+    """`StagePlan.most` alone, for a run that `plan_stage` would take."""
+    run = replace(run, parallel=_settled(run, rows.work))
+    dp_size = run.parallel.data_size(gpus)
+    held = weights.held(_split(run), run.parallel.pipeline, dp_size)
+    return max(memory.most for memory in _fullest(run, _pieces(run), held, dp_size))
+
+
+def _split(run: RunConfig) -> tuple[int, ...]:
+    return language_split(run.model, run.parallel)
+
+
+def _pieces(run: RunConfig) -> list[Piece]:
+    kernels = kernels_of(run.parallel, run.precision, on_gpu=True)
+    return cut(run.model, run.parallel, kernels, run.stage.trainable, _split(run))
+
+
+def _fullest(
+    run: RunConfig, pieces: Sequence[Piece], held: Sequence[HeldBytes], dp_size: int
+) -> tuple[RankMemory, ...]:
+    microbatches = -(-run.data.rows_per_step // dp_size)
+    return _ranks(pieces, held, [[row] * microbatches for row in fullest_rows(run)])
 
 
 def _settled(run: RunConfig, work: Work) -> ParallelConfig:
@@ -159,20 +168,9 @@ def _settled(run: RunConfig, work: Work) -> ParallelConfig:
     return replace(run.parallel, split=balanced_split(run.model, run.parallel, run.stage.trainable, work))
 
 
-def _held(run: RunConfig, stage: int, dp_size: int) -> HeldBytes:
-    """Of tensor rank 0 of a pipeline stage, on data rank 0: no rank has more, but for alignment."""
-    parallel = run.parallel
-    # One replica's worth of ranks is enough: a larger world has the same pieces of the model.
-    with imagined_rank(parallel, parallel.tensor * parallel.pipeline, stage * parallel.tensor) as groups:
-        built = build_model(run.model, parallel, groups, _DTYPES[run.precision], run.stage.trainable)
-        return state_bytes(run, built, dp_size)
-
-
-def _trained(held: HeldBytes, precision: str) -> int:
-    return (held.accumulators if precision == "bf16" else held.gradients) // 4
-
-
-def _ranks(pieces: Sequence[Piece], held: Sequence[HeldBytes], replicas: Sequence[Sequence]) -> tuple[RankMemory, ...]:
+def _ranks(
+    pieces: Sequence[Piece], held: Sequence[HeldBytes], replicas: Sequence[Sequence[RowSizes]]
+) -> tuple[RankMemory, ...]:
     """The worst of the replicas, for each pipeline stage."""
     return tuple(
         max((rank_memory(pieces, one, rank, rows) for rows in replicas), key=lambda memory: memory.most)

@@ -1,5 +1,6 @@
 """Most bytes that a rank really holds in a step, counted from the storages that are alive, beside what a plan says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -39,57 +40,47 @@ class Peak:
     """One rank in the second step of a run."""
 
     measured: int
+    """Bytes of all storages alive at most, rows of the step included."""
     planned: RankMemory
-    after_backward: int
-    where: str
 
     @property
     def error(self) -> float:
+        """Relative; less than 0 where the plan has too little."""
         return self.planned.most / self.measured - 1
 
 
 def peak_in_step(
-    parallel: ParallelConfig, stage: str, precision: str, model: ModelConfig = WIDE, rows: Any = None
+    parallel: ParallelConfig, stage: str, precision: str, model: ModelConfig = WIDE, rows: Sequence[Any] = ROWS
 ) -> Peak:
-    """Two real steps of a training stage on this rank; the most held in the second."""
-    sizes = rows or ROWS
+    """Two real steps of a training stage on this rank; the most held in the second, when everything has been made."""
     with model_parallel(parallel, pick_device(), seed=0) as groups:
-        planned = _plan(parallel, stage, precision, model, groups, sizes)
+        planned = _plan(parallel, stage, precision, model, groups, rows)
         generator = np.random.default_rng(0)
-        packed = [sized_row(generator, model.language.vocab_size, tokens, grids) for tokens, grids in sizes]
+        packed = [sized_row(generator, model.language.vocab_size, tokens, grids) for tokens, grids in rows]
         with Storages() as storages:
             made = start(parallel, stage, groups, model=model, steps=[packed, packed], precision=precision)
-            fetch, optimizer = made.parts.batches.next, made.optimizer
+            fetch = made.parts.batches.next
 
-            def fetch_seen() -> Any:
+            def fetch_and_count() -> Any:
                 with _disable_current_modes():
                     plan, announced = fetch()
                 for row in announced.rows:
-                    for tensor in (row.tokens, row.supervised, row.targets, row.positions, row.visual_index, row.patches):
-                        if tensor is not None:
-                            storages.add(tensor)
+                    for name in ("tokens", "supervised", "targets", "positions", "visual_index", "patches"):
+                        if getattr(row, name) is not None:
+                            storages.add(getattr(row, name))
                 return plan, announced
 
-            made.parts.batches.next = fetch_seen  # type: ignore[method-assign]
-            reduce = optimizer.reduce_gradients
-            marks: dict[str, int] = {}
-
-            def mark() -> None:
-                marks["after_backward"] = storages.num_bytes
-                marks["peak before"] = storages.most or 0
-                reduce()
-
-            optimizer.reduce_gradients = mark  # type: ignore[method-assign]
+            made.parts.batches.next = fetch_and_count  # type: ignore[method-assign]
             state = TrainState()
             train_step(made.parts, state)
             storages.most = 0
             train_step(made.parts, state)
             made.optimizer.close()
-    return Peak(measured=storages.most, planned=planned, after_backward=marks["after_backward"], where=str(marks["peak before"]) + " " + storages.where)
+        return Peak(measured=storages.most, planned=planned)
 
 
 def _plan(
-    parallel: ParallelConfig, stage: str, precision: str, model: ModelConfig, groups: Any, sizes: Any
+    parallel: ParallelConfig, stage: str, precision: str, model: ModelConfig, groups: Any, sizes: Sequence[Any]
 ) -> RankMemory:
     run = SimpleNamespace(
         stage=stage_config(stage),

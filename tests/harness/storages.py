@@ -20,14 +20,9 @@ class Storages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                storage = tensor.untyped_storage()
-                self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+                self.add(tensor)
         if self.most is not None:
-            now = self.num_bytes
-            if now > self.most:
-                self.most = now
-                self.func = func
-                import traceback; self.where = str(func) + " | " + " ".join(f"{f.filename.split('/')[-1]}:{f.lineno}:{f.name}" for f in traceback.extract_stack()[-9:-1])
+            self.most = max(self.most, self.num_bytes)
         return result
 
     def add(self, tensor: torch.Tensor) -> None:
