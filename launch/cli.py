@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.checkout import check_checkout
 from launch.cli_checkpoint import add_checkpoint
 from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from launch.cli_plan import add_plan
 from launch.cli_slurm import add_preflight, add_slurm
 from train.errors import CheckpointError
 
@@ -97,10 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_chat(commands.add_parser("chat", help="talk to a trained model"))
 
-    plan = commands.add_parser("plan", help="size a run: what each rank of its layout holds")
-    plan.add_argument("--config-name", metavar="RECIPE", required=True)
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=4")
-    plan.set_defaults(command=_plan)
+    add_plan(
+        commands.add_parser("plan", help="size a run without GPUs: memory, bubble, speed, cost; or --search layouts")
+    )
 
     report = commands.add_parser("report", help="one page of a run: curves, throughput, data, checkpoints, samples")
     report.add_argument("run", type=Path, help="run folder; it may be training")
@@ -223,13 +223,6 @@ def _chat(options: argparse.Namespace) -> int:
         return talk(conversation)
     say(conversation, options.prompt)
     return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from launch.plan import plan_lines
-    from train.resolve import compose
-
-    return _tell(plan_lines(compose(options.config_name, options.overrides)))
 
 
 def _report(options: argparse.Namespace) -> int:

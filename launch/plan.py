@@ -1,25 +1,132 @@
-"""What a run's layout comes to, without a GPU: which rank holds what, and how busy each pipeline stage is."""
+"""`triptych plan`: will it fit, how long will it take, and which layout would do better; without a GPU."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from launch.planning.search import search, smallest_world
+from launch.planning.show import layout_said, plan_data, plan_lines, ranking_lines
+from launch.planning.speed import Machine
+from launch.planning.stage import Rows, StagePlan, plan_stage, stage_rows
+from launch.reports import Report
 from model.shards import report_lines, shard_report
-from train.balance import settled_parallel, split_line
+from parallel.gpus import GPUS
 from train.config import RunConfig
-from train.ready import open_data
+from train.resolve import RECIPES, compose
+
+STAGES = ("stage1", "stage2", "stage3")
 
 
-def plan_lines(run: RunConfig) -> Iterator[str]:
-    """For people. Raises ValueError if the model cannot have this layout."""
-    parallel = run.parallel
-    yield run.model.name
-    if parallel.split == "auto" and parallel.pipeline > 1:
-        try:
-            _, indexes, plan = open_data(run)
-            parallel = settled_parallel(run, plan, indexes)
-            yield split_line(run, parallel, plan, indexes)
-        except (ValueError, OSError) as fault:
-            parallel = replace(parallel, split=None)
-            yield f"parallel.split=auto follows from the recipe's data, shown is an even split: {fault}"
-    parallel = replace(parallel, split=None) if parallel.split == "auto" else parallel
-    yield from report_lines(shard_report(run.model, parallel), parallel)
+class PlanError(ValueError):
+    """A stage has no place on the GPUs that are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is to be planned."""
+
+    gpus: int | None
+    """None: one replica of each recipe's layout."""
+    machine: Machine
+    price: float | None = None
+    """Of a GPU and hour, in whatever currency."""
+    search: bool = False
+    parameters: bool = False
+    """Tell parameters rank by rank as well."""
+
+
+def machine_of(gpu: str, gpus_per_node: int, network_bandwidth: float, efficiency: float) -> Machine:
+    """Raises PlanError for a GPU that is not known, or numbers that none could have."""
+    if gpu.upper() not in GPUS:
+        raise PlanError(f"--gpu {gpu} is not known; known are {', '.join(name.lower() for name in GPUS)}")
+    if not 0 < efficiency <= 1:
+        raise PlanError(f"--efficiency {efficiency:g} is a share of the GPU's FLOP/s; give 0 < share <= 1")
+    if not network_bandwidth > 0:
+        raise PlanError(f"--network {network_bandwidth / 1e9:g} is in GB/s and must be more than 0")
+    return Machine(
+        gpu=GPUS[gpu.upper()],
+        gpus_per_node=gpus_per_node,
+        network_bandwidth=network_bandwidth,
+        efficiency=efficiency,
+    )
+
+
+def recipes_of(name: str) -> list[str]:
+    """The recipe itself, or the three stages of a family: qwen2vl_7b is qwen2vl_7b_stage1 and so on."""
+    if (RECIPES / f"{name}.yaml").exists():
+        return [name]
+    stages = [f"{name}_{stage}" for stage in STAGES if (RECIPES / f"{name}_{stage}.yaml").exists()]
+    return stages or [name]
+
+
+def planned(name: str, overrides: Sequence[str], asked: Asked) -> Report:
+    """One recipe, or each stage of a family. The report is not good where one does not fit as it is.
+
+    Raises ValueError (RecipeError, PlanError) where there is nothing to reckon with, or where nothing fits.
+    """
+    lines: list[str] = []
+    data: list[dict[str, Any]] = []
+    good = True
+    for recipe in recipes_of(name):
+        run = compose(recipe, list(overrides))
+        said, found, fits = _stage(recipe, run, asked)
+        lines += [*([""] if lines else []), *said]
+        data.append(found)
+        good = good and fits
+    return Report(lines=lines, data=data, good=good)
+
+
+def _stage(recipe: str, run: RunConfig, asked: Asked) -> tuple[list[str], dict[str, Any], bool]:
+    gpus = asked.gpus or run.parallel.tensor * run.parallel.pipeline
+    rows = stage_rows(run)
+    if asked.search:
+        return _searched(recipe, run, rows, gpus, asked)
+    plan = plan_stage(run, rows, gpus, asked.machine)
+    lines = [f"{recipe}: {run.model.name}, {run.stage.name} ({', '.join(run.stage.trainable)} learn)"]
+    if asked.parameters:
+        lines += report_lines(shard_report(plan.run.model, plan.run.parallel), plan.run.parallel)
+    lines += plan_lines(plan, asked.price)
+    if not plan.fits:
+        lines += [f"DOES NOT FIT: {_why(plan)}", f"what would: {_cure(run, rows, gpus, asked.machine)}"]
+    return lines, {"recipe": recipe, **plan_data(plan, asked.price)}, plan.fits
+
+
+def _searched(
+    recipe: str, run: RunConfig, rows: Rows, gpus: int, asked: Asked
+) -> tuple[list[str], dict[str, Any], bool]:
+    found = search(run, rows, gpus, asked.machine)
+    if not found:
+        raise PlanError(
+            f"{recipe} has no layout that fits {gpus} {asked.machine.gpu.name}: {_smallest(run, rows, asked.machine)}"
+        )
+    head = f"{recipe}: layouts that fit {gpus} {asked.machine.gpu.name}, fastest first; {rows.said}"
+    data = {"recipe": recipe, "layouts": [plan_data(plan, asked.price) for plan in found]}
+    return [head, *ranking_lines(found, asked.price)], data, True
+
+
+def _why(plan: StagePlan) -> str:
+    stage, memory = max(enumerate(plan.fullest), key=lambda pair: pair[1].most)
+    gpu = plan.machine.gpu
+    return (
+        f"a rank of pipeline stage {stage} may need {memory.most / 1e9:.1f} GB, and of the {gpu.memory / 1e9:.0f} GB "
+        f"of one {gpu.name} {plan.machine.room / 1e9:.1f} are to be had"
+    )
+
+
+def _cure(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> str:
+    found = search(run, rows, gpus, machine)
+    if found:
+        return (
+            f"{layout_said(found[0].run.parallel)} ({found[0].most / 1e9:.1f} GB, {found[0].time.seconds:.1f} s a step)"
+        )
+    return f"no layout on {gpus}; {_smallest(run, rows, machine)}"
+
+
+def _smallest(run: RunConfig, rows: Rows, machine: Machine) -> str:
+    gpus = smallest_world(run, rows, machine)
+    if gpus is None:
+        return f"none on {machine.gpu.name} of any number; lower data.tokens_per_row={run.data.tokens_per_row}"
+    best = search(run, rows, gpus, machine)[0]
+    return (
+        f"{gpus} are the fewest that it fits, with {layout_said(best.run.parallel)} ({best.most / 1e9:.1f} GB a rank)"
+    )

@@ -38,6 +38,11 @@ class HeldBytes:
     accumulators are sent from where they lie."""
 
     @property
+    def trained(self) -> int:
+        """Elements of the trainable parameters, each has a gradient in fp32."""
+        return (self.gradients + self.accumulators) // _FP32
+
+    @property
     def always(self) -> int:
         """Between steps."""
         return self.weights + self.masters + self.moments + self.accumulators

@@ -12,6 +12,7 @@ from torch.distributed import distributed_c10d
 
 from parallel.config import ParallelConfig
 from parallel.cpu import answer_cuda_calls_on_cpu
+from parallel.gpus import known_gpu
 from parallel.groups import Groups, make_groups
 
 
@@ -28,12 +29,9 @@ def pick_device() -> torch.device:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of a known GPU (vendor data sheets), the denominator of MFU; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    known = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
-    return next((flops for key, flops in known.items() if key in name), None)
+    """Dense bf16 FLOP/s of a known GPU (parallel/gpus.py), the denominator of MFU; None where it is not known."""
+    gpu = known_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return gpu.flops if gpu is not None else None
 
 
 @contextmanager

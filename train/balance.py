@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.encoding.encode import media_grid
-from data.plan.plan import Cursor, Plan
+from data.plan.plan import Cursor, Plan, RowPlan
 from data.types import SampleIndex
+from model.activations import RowSizes
 from model.balance import balanced_split, stage_shares
-from model.flops import Work, row_work
+from model.flops import Work
 from parallel.config import ParallelConfig
 from train.config import RunConfig
 
@@ -35,14 +36,25 @@ def split_line(run: RunConfig, parallel: ParallelConfig, plan: Plan, indexes: Se
 def mixture_work(plan: Plan, indexes: Sequence[SampleIndex]) -> Work:
     """What the first steps of the plan take, from their lengths; no sample is read."""
     work, cursor, samples = Work(), Cursor(), 0
-    image, video = plan.config.image, plan.config.video
     while samples < _SAMPLES:
         step = plan.step(cursor)
         cursor = step.next_cursor
         for row in step.rows:
             samples += len(row.samples)
-            sizes = [size for source_id, number in row.samples for size in indexes[source_id].media_sizes(number)]
-            grids = [media_grid(size, image, video).patches for size in sizes]
-            targets = sum(int(indexes[source_id].columns["num_targets"][number]) for source_id, number in row.samples)
-            work += row_work([plan.num_tokens(*sample) for sample in row.samples], grids, targets)
+            work += row_sizes(plan, row, indexes).work
     return work
+
+
+def row_sizes(plan: Plan, row: RowPlan, indexes: Sequence[SampleIndex]) -> RowSizes:
+    """The lengths of a planned row, from the index alone. Pictures that are shrunk to fit count as they are stored."""
+    image, video = plan.config.image, plan.config.video
+    frames: list[int] = []
+    for source_id, number in row.samples:
+        for size in indexes[source_id].media_sizes(number):
+            times, rows, columns = media_grid(size, image, video).patches
+            frames += [rows * columns] * times
+    return RowSizes(
+        segments=tuple(plan.num_tokens(*sample) for sample in row.samples),
+        frames=tuple(frames),
+        targets=sum(int(indexes[source_id].columns["num_targets"][number]) for source_id, number in row.samples),
+    )

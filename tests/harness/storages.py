@@ -20,15 +20,20 @@ class Storages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                storage = tensor.untyped_storage()
-                self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+                self.add(tensor)
         if self.most is not None:
             self.most = max(self.most, self.num_bytes)
         return result
 
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count the storage of a tensor that no operation inside has made."""
+        storage = tensor.untyped_storage()
+        self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+
     def held(self) -> dict[int, int]:
         """Bytes of each storage that is not gone, by the address that `tensor.untyped_storage()._cdata` has."""
-        return {key: size for key, (reference, size) in self._made.items() if not reference.expired()}
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        return {key: size for key, (_, size) in self._made.items()}
 
     @property
     def num_bytes(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.config import SourceConfig
-from launch import verdict
+from launch import slurm_job
 from launch.checkout import ROOT
 from launch.cli import main
 from launch.resume import ResumeError, plan_resume
@@ -68,7 +68,7 @@ def test_a_job_in_the_queue_outlives_the_checkpoint_it_went_on_from(
     shutil.rmtree(first)
     write_ending(tmp_path, "again", "asked", 7)
     assert recipe_of(resume.arguments) == resume.run
-    verdict.main(resume.arguments)
+    slurm_job.main(["end", *resume.arguments])
     assert capsys.readouterr().out == "again\n"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "recipe.yaml", "verdict.json"}
 

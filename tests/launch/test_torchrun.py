@@ -13,7 +13,7 @@ import pytest
 from launch import torchrun
 from launch.checkout import ROOT
 from launch.settings import settings
-from launch.torchrun import SIGNALS, Fault, _understood, present, recipe_of, resumed, stopping_options
+from launch.torchrun import SIGNALS, Fault, _understood, recipe_of, resumed, stopping_options
 from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending, write_ending
 
@@ -184,17 +184,11 @@ def test_a_rank_that_is_killed_has_said_all_in_its_log(tmp_path: Path, local: st
     assert sorted(rest[0].replace("\n", "")) == sorted("to the console" + "last words")
 
 
-def test_a_run_goes_on_by_the_recipe_that_is_still_there(tmp_path: Path) -> None:
-    first, second = seal(tmp_path, 4), seal(tmp_path, 8)
-    words = ["--config-path", str(first), "--config-name", "recipe", "new_segment=[sources]", "resume=true"]
-    assert present(words) == words
-    assert resumed(words, tmp_path) == [*words[:4], "resume=true"]
-    (first / "recipe.yaml").unlink()
-    assert present(words) == ["--config-path", str(second), *words[2:]]
-    # The segment has not begun where the commit is the one that the run was gone on with.
-    words[1] = str(second)
-    assert resumed(words, tmp_path) == words
-    assert resumed(["--config-name", "mine"], tmp_path / "none") == ["--config-name", "mine"]
+def test_a_start_goes_on_where_there_is_a_commit(tmp_path: Path) -> None:
+    seal(tmp_path, 4)
+    words = ["--config-name", "recipe", "new_segment=[sources]", "resume=false"]
+    assert resumed(words, tmp_path) == [*words[:3], "resume=true"]
+    assert resumed(words, tmp_path / "none") == words
 
 
 def test_a_verdict_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_start_waits_for_what_a_lost_node_has_left(
         check_lock(tmp_path)
     assert not looks
     with caplog.at_level(logging.WARNING):
-        verdict.main(["--clear", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+        slurm_job.main(["begin", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
     assert len(looks) == 2 and "by process 4711 of node7" in caplog.text and "for 120 s" in caplog.text
 
 

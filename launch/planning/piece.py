@@ -1,0 +1,151 @@
+"""A run of layers on one rank: what a row leaves there, what a pass takes beside it, computes and sends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.activations import FP32, Kernels, RowSizes, decoder_layer_bytes, head_bytes, row_bytes, tower_bytes
+from model.config import ModelConfig
+from model.flops import part_flops
+from parallel.config import ParallelConfig, RecomputeConfig
+
+
+def cut(
+    model: ModelConfig, parallel: ParallelConfig, kernels: Kernels, trainable: Sequence[str], split: Sequence[int]
+) -> list["Piece"]:
+    """The pieces of a pipeline, in the model's order; piece i lies on pipeline stage i % pipeline."""
+    return [
+        Piece(
+            model=model,
+            parallel=parallel,
+            kernels=kernels,
+            trainable=tuple(trainable),
+            layers=layers,
+            is_first=number == 0,
+            is_last=number == len(split) - 1,
+        )
+        for number, layers in enumerate(split)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """On one of `parallel.tensor` ranks that have it together."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    kernels: Kernels
+    trainable: tuple[str, ...]
+    layers: int
+    """Of the language model."""
+    is_first: bool
+    is_last: bool
+
+    def saved(self, row: RowSizes) -> int:
+        """Bytes that wait for backward."""
+        return row_bytes(
+            self.model,
+            row,
+            self.parallel,
+            self.kernels,
+            self.trainable,
+            layers=self.layers,
+            is_first=self.is_first,
+            is_last=self.is_last,
+        )
+
+    def beside(self, row: RowSizes, backward: bool) -> int:
+        """Bytes beside those of `saved` that a pass has at most, at its worst moment: what it computes with less what
+        is freed by then or not yet made."""
+        saved = self.saved(row)
+        tower, head = self._tower_saved(row), self._head_saved(row)
+        if not saved:
+            return max(self._tower_work(row, False), self._layer_work(row, False), self._head_work(row, False))
+        if not backward:
+            return max(self._tower_work(row, False) + tower - saved, self._head_work(row, False))
+        return max(
+            self._head_work(row, True),
+            self._layer_work(row, True) - head,
+            self._tower_work(row, True) + tower - saved if tower else 0,
+        )
+
+    def _tower_saved(self, row: RowSizes) -> int:
+        if not (self.is_first and self.model.vision and row.patches and "vision" in self.trainable):
+            return 0
+        return tower_bytes(self.model.vision, row, self.parallel, self.kernels)
+
+    def _head_saved(self, row: RowSizes) -> int:
+        if not self.is_last or not self.saved(row):
+            return 0
+        return head_bytes(self.model.language, row, self.parallel, self.kernels, "language" in self.trainable)
+
+    def _head_work(self, row: RowSizes, backward: bool) -> int:
+        """Logits in the model's dtype beside those in fp32, or gradients of the head's weight and input."""
+        if not self.is_last:
+            return 0
+        language, each = self.model.language, self.kernels.bytes_each
+        vocabulary = -(-language.vocab_size // self.parallel.tensor)
+        logits = row.targets * vocabulary * each if each < FP32 else 0
+        if not backward:
+            return logits
+        gradients = row.targets * language.hidden_size * each
+        if "language" in self.trainable:
+            gradients += vocabulary * language.hidden_size * each
+        probabilities = row.targets * vocabulary * FP32 if logits else 0
+        return max(logits, gradients + logits - probabilities)
+
+    def _layer_work(self, row: RowSizes, backward: bool) -> int:
+        """Gradients between the feed-forward part's operations; what the layer saves, where it is computed again."""
+        language, each = self.model.language, self.kernels.bytes_each
+        ffn = language.ffn_size // self.parallel.tensor
+        work = row.tokens * (2 * language.hidden_size + 2 * ffn) * each
+        if backward and self.parallel.recompute.language == "full":
+            plain = replace(self.parallel, recompute=RecomputeConfig())
+            work += decoder_layer_bytes(language, row, plain, self.kernels, "language" in self.trainable)
+        return work
+
+    def _tower_work(self, row: RowSizes, backward: bool) -> int:
+        """The same of a block of the vision tower, whose patches are many; a frozen one only goes forward."""
+        vision, each = self.model.vision, self.kernels.bytes_each
+        if not (self.is_first and vision and row.patches):
+            return 0
+        work = row.patches * (2 * vision.embed_dim + 2 * vision.ffn_size // self.parallel.tensor) * each
+        if backward and self.parallel.recompute.vision == "full":
+            plain = replace(self.parallel, recompute=RecomputeConfig())
+            one = replace(vision, depth=1)
+            work += tower_bytes(one, row, plain, self.kernels)
+        return work
+
+    def flops(self, row: RowSizes, backward: bool) -> float:
+        """Of a pass on this rank; of backward with what is computed again."""
+        ahead = self._flops_of(part_flops(self.model, (), row.work))
+        if not backward:
+            return ahead
+        both = part_flops(self.model, self.trainable, row.work, self.parallel.recompute)
+        return self._flops_of(both) - ahead
+
+    def _flops_of(self, parts: dict[str, int]) -> float:
+        total = parts["layers"] * self.layers / self.model.language.num_layers
+        total += parts.get("vision", 0) + parts.get("merger", 0) if self.is_first else 0
+        total += parts["head"] if self.is_last else 0
+        return total / self.parallel.tensor
+
+    def tensor_bytes(self, row: RowSizes, backward: bool) -> float:
+        """Bytes that this rank sends to its tensor group in a pass: two all-reduces a layer, or as many bytes gathered
+        and scattered under sequence parallelism. A ring sends 2 (t - 1) / t of what it reduces."""
+        tensor, again = self.parallel.tensor, self.parallel.recompute
+        if tensor == 1 or (backward and not self.saved(row)):
+            return 0.0
+        each = 2 * 2 * (tensor - 1) / tensor * self.kernels.bytes_each
+        passes = 2 if backward and again.language == "full" else 1
+        nbytes = passes * self.layers * row.tokens * self.model.language.hidden_size * each
+        vision = self.model.vision
+        if self.is_first and vision and not (backward and "vision" not in self.trainable):
+            passes = 2 if backward and again.vision == "full" else 1
+            nbytes += passes * vision.depth * row.patches * vision.embed_dim * each
+        return nbytes
+
+    def message_bytes(self, row: RowSizes) -> float:
+        """Hidden states that this rank hands on to the next piece, or their gradient: split over the tensor axis where
+        sequences are, whole from each tensor rank where not."""
+        ranks = self.parallel.tensor if self.parallel.sequence_parallel else 1
+        return row.tokens * self.model.language.hidden_size * self.kernels.bytes_each / ranks

@@ -1,0 +1,131 @@
+"""Seconds of a step: passes by their FLOPs, messages by their bytes, put in order by launch/planning/timeline.py.
+
+Coarse on purpose: what it is for is comparing layouts, and telling days from weeks. What it takes from the hardware is
+in `Machine`; `efficiency` is where a measured figure has its place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.planning.piece import Piece
+from launch.planning.timeline import Pass, Timeline, simulate
+from model.activations import FP32, RowSizes
+from parallel.gpus import Gpu
+
+_UPDATE_BYTES = 7 * FP32
+"""That AdamW reads and writes for each element: gradient, master and two moments in, the latter three out."""
+
+
+RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
+"""Of a GPU, left to the CUDA context, NCCL's buffers, libraries' workspaces, and to what the allocator cannot use
+(ours, until measured)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """GPUs, and how they reach each other."""
+
+    gpu: Gpu
+    gpus_per_node: int = 8
+    network_bandwidth: float = 50e9
+    """Bytes a second of one GPU to other nodes, one direction: 400 Gb/s."""
+    efficiency: float = 0.55
+    """Share of the data sheet's FLOPs that a pass reaches (ours, until measured: docs/performance.md)."""
+
+    @property
+    def room(self) -> float:
+        """Bytes of a GPU that a run may take."""
+        return self.gpu.memory * (1 - RESERVE_SHARE) - RESERVE_BYTES
+
+    def bandwidth(self, span: int) -> float:
+        """Bytes a second of neighbours in a group whose ranks are spread over `span` consecutive ranks of the world."""
+        return self.gpu.link_bandwidth if span <= self.gpus_per_node else self.network_bandwidth
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """Bytes that a rank sends in a step, the one that sends most, by axis."""
+
+    tensor: float
+    pipeline: float
+    data: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Of one optimizer step, in seconds."""
+
+    timeline: Timeline
+    """Of the replica that takes longest."""
+    reduction: float
+    """Gradients over the data axis, and weights back."""
+    update: float
+    traffic: Traffic
+
+    @property
+    def seconds(self) -> float:
+        return self.timeline.seconds + self.reduction + self.update
+
+
+def step_time(
+    pieces: Sequence[Piece], replicas: Sequence[Sequence[RowSizes]], trained: int, machine: Machine
+) -> StepTime:
+    """Of a step whose rows are given, replica by replica.
+
+    Args:
+        pieces: of the pipeline.
+        trained: elements of the rank that trains most.
+    """
+    parallel, each, count = pieces[0].parallel, pieces[0].kernels.bytes_each, len(replicas)
+    share = (count - 1) / count
+    # An all-reduce of fp32 gradients, then an all-gather of weights in the model's dtype.
+    data_bytes = trained * (2 * FP32 + each) * share
+    # Ranks are numbered tensor axis first, then data, then pipeline (parallel/grid.py).
+    span = parallel.tensor * count
+    between = machine.bandwidth(span * parallel.pipeline)
+    lines = [(_timeline(pieces, rows, machine, between), rows) for rows in replicas]
+    timeline, rows = max(lines, key=lambda line: line[0].seconds)
+    return StepTime(
+        timeline=timeline,
+        reduction=data_bytes / machine.bandwidth(span),
+        update=trained / count * _UPDATE_BYTES / machine.gpu.memory_bandwidth,
+        traffic=Traffic(tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows), data=data_bytes),
+    )
+
+
+def _timeline(
+    pieces: Sequence[Piece], rows: Sequence[RowSizes], machine: Machine, pipeline_bandwidth: float
+) -> Timeline:
+    parallel = pieces[0].parallel
+    stages, rate = parallel.pipeline, machine.gpu.flops * machine.efficiency
+    inside = machine.bandwidth(parallel.tensor)
+    known: dict[tuple[int, RowSizes, bool], float] = {}
+
+    def seconds(rank: int, step: Pass) -> float:
+        key = step.chunk * stages + rank, rows[step.microbatch], step.backward
+        if key not in known:
+            piece, row, backward = pieces[key[0]], key[1], key[2]
+            known[key] = piece.flops(row, backward) / rate + piece.tensor_bytes(row, backward) / inside
+        return known[key]
+
+    def message_seconds(microbatch: int) -> float:
+        return pieces[0].message_bytes(rows[microbatch]) / pipeline_bandwidth
+
+    return simulate(stages, parallel.chunks, len(rows), seconds, message_seconds)
+
+
+def _tensor_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
+    stages = pieces[0].parallel.pipeline
+    sent = [0.0] * stages
+    for number, piece in enumerate(pieces):
+        sent[number % stages] += sum(piece.tensor_bytes(row, backward) for row in rows for backward in (False, True))
+    return max(sent)
+
+
+def _pipeline_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
+    """Hidden states on, gradients back: a piece between two others sends both."""
+    parallel = pieces[0].parallel
+    if parallel.pipeline == 1:
+        return 0.0
+    ways = 2 if len(pieces) > 2 else 1
+    return ways * parallel.chunks * sum(pieces[0].message_bytes(row) for row in rows)
