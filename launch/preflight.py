@@ -56,31 +56,27 @@ def recipe_check(run: RunConfig, world_size: int) -> Check:
 def memory_line(run: RunConfig, world_size: int, gpu: int | None) -> Check:
     """What a rank holds against the memory of its GPU, in bytes; None where there is no GPU, and then nothing is built.
 
-    Weights, gradients and optimizer state of every rank of the pipeline, by their formula. Activations come on top.
+    A run is refused for what every rank of the pipeline holds in any case: weights, gradients, optimizer state. What it
+    may need with rows that fill the recipe's budgets is told (launch/planning/), as rows may be shorter than that.
     """
     if gpu is None:
         return Check(name="memory", found="not looked at, as this host has no GPU")
-    most = max(_held(run, world_size, rank) for rank in range(run.parallel.pipeline))
-    found = f"{most / 1e9:.3g} GB of weights, gradients and optimizer state on the fullest rank, of {gpu / 1e9:.3g} GB"
-    if most <= gpu:
-        return Check(name="memory", found=f"{found}; activations come on top")
-    cure = "raise parallel.tensor or parallel.pipeline, or start more processes, over which the optimizer is shared out"
-    return Check(name="memory", found=f"{found}; {cure}", ok=False)
+    from launch.planning.rows import imagined_step  # and torch with megatron-core, which takes seconds
+    from launch.planning.stage import Rows, fullest_bytes, sure_bytes
+    from launch.planning.weights import Weights
 
-
-def _held(run: RunConfig, world_size: int, pipeline_rank: int) -> int:
-    import torch  # and megatron-core, which takes seconds that a look without a GPU does not need
-
-    from model.build import build_model
-    from parallel.world import imagined_rank
-    from train.optimizer import state_bytes
-
-    parallel = run.parallel
-    rank = pipeline_rank * (world_size // parallel.pipeline)  # tensor and data rank 0 (parallel/grid.py)
-    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    with imagined_rank(parallel, world_size, rank) as groups:
-        held = state_bytes(run, build_model(run.model, parallel, groups, dtype, run.stage.trainable), groups.dp_size)
-        return max(held.always, held.after_backward, held.after_reduction)
+    weights = Weights(run, run.parallel.tensor)
+    rows = Rows(steps=(imagined_step(run),), said="imagined")
+    sure, full = (reckon(run, rows, world_size, weights) for reckon in (sure_bytes, fullest_bytes))
+    found = f"{sure / 1e9:.3g} GB of weights, gradients and optimizer state on the fullest rank, of {gpu / 1e9:.3g} GB"
+    if sure > gpu:
+        cure = "raise parallel.tensor or parallel.pipeline, or start more processes, over which the optimizer is shared"
+        return Check(name="memory", found=f"{found}; {cure}", ok=False)
+    if full > gpu:
+        return Check(
+            name="memory", found=f"{found}; rows that fill their budgets need {full / 1e9:.3g} (triptych plan)"
+        )
+    return Check(name="memory", found=f"{found}; {full / 1e9:.3g} with rows that fill their budgets")
 
 
 def gpu_bytes() -> int | None:

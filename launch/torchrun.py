@@ -100,8 +100,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             check_lock(run.run_dir, LEASE_SECONDS)  # the verdict of who trains there is not ours to forget
             clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
-        except (ValueError, OSError) as fault:
-            print(fault, file=sys.stderr)
+        except (ValueError, OSError) as refused:
+            print(refused, file=sys.stderr)
             return MENDABLE_CODE
         own = dataclasses.replace(own, start=Start(commit=newest_commit(run.run_dir)))
     told = [*_understood(stopping_options(run.checkpoint)), *_patience(run), *options]

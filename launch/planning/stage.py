@@ -119,10 +119,9 @@ def plan_stage(run: RunConfig, rows: Rows, gpus: int, machine: Machine, weights:
     if faults:
         raise ValueError("; ".join(faults))
     check_layout(run.model, replace(run.parallel, split=None) if run.parallel.split == "auto" else run.parallel)
-    run = replace(run, parallel=_settled(run, rows.work))
+    run, held = _held(run, rows, gpus, weights or Weights(run, run.parallel.tensor))
     dp_size = run.parallel.data_size(gpus)
     pieces = _pieces(run)
-    held = (weights or Weights(run, run.parallel.tensor)).held(_split(run), run.parallel.pipeline, dp_size)
     step = rows.steps[0]
     every = [replica for step in rows.steps for replica in step.replicas(dp_size)]
     return StagePlan(
@@ -139,10 +138,20 @@ def plan_stage(run: RunConfig, rows: Rows, gpus: int, machine: Machine, weights:
 
 def fullest_bytes(run: RunConfig, rows: Rows, gpus: int, weights: Weights) -> int:
     """`StagePlan.most` alone, for a run that `plan_stage` would take."""
+    run, held = _held(run, rows, gpus, weights)
+    return max(memory.most for memory in _fullest(run, _pieces(run), held, run.parallel.data_size(gpus)))
+
+
+def sure_bytes(run: RunConfig, rows: Rows, gpus: int, weights: Weights) -> int:
+    """What the fullest rank holds whatever rows come: weights, optimizer state, and gradients."""
+    _, held = _held(run, rows, gpus, weights)
+    return max(max(one.after_backward, one.after_reduction) for one in held)
+
+
+def _held(run: RunConfig, rows: Rows, gpus: int, weights: Weights) -> tuple[RunConfig, list[HeldBytes]]:
+    """The run with its layout settled, and what the ranks of each pipeline stage hold of it."""
     run = replace(run, parallel=_settled(run, rows.work))
-    dp_size = run.parallel.data_size(gpus)
-    held = weights.held(_split(run), run.parallel.pipeline, dp_size)
-    return max(memory.most for memory in _fullest(run, _pieces(run), held, dp_size))
+    return run, weights.held(_split(run), run.parallel.pipeline, run.parallel.data_size(gpus))
 
 
 def _split(run: RunConfig) -> tuple[int, ...]:

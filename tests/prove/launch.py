@@ -1,10 +1,18 @@
-"""`make prove-launch`: launch under SLURM, preflight."""
+"""`make prove-launch`: jobs of real SLURM daemons, preflight, plans against measurement, what a run tells, diagnosing and
+evaluating."""
 
-from tests.prove import launch_preflight, launch_slurm
+from tests.prove import (
+    launch_diagnose,
+    launch_evaluate,
+    launch_plan,
+    launch_preflight,
+    launch_slurm,
+    launch_watch,
+)
 from tests.prove.case import Case
 from tests.prove.driver import main
 
-TOPICS = (launch_preflight, launch_slurm)
+TOPICS = (launch_slurm, launch_preflight, launch_plan, launch_watch, launch_diagnose, launch_evaluate)
 
 
 def all_cases() -> dict[str, Case]:

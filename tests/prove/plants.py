@@ -16,6 +16,7 @@ from tests.prove import (
     data_whole_defects,
     launch_defects,
     launch_diagnose_defects,
+    launch_plan_defects,
     launch_watch_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
@@ -103,6 +104,9 @@ _OF_DATA = tuple(
         data_whole_defects,
     )
 )
+_OF_LAUNCH = tuple(
+    topic.PLANTS for topic in (launch_defects, launch_plan_defects, launch_watch_defects, launch_diagnose_defects)
+)
 _ENDING = {"each_rank_alone", *checkpoint_defects.ENDING}
 """Ranks part: one leaves a step out and the others wait for it; and those of checkpoint_defects.py."""
 PLANTS |= {
@@ -112,7 +116,7 @@ PLANTS |= {
         ("parallel", _OF_PARALLEL),
         ("data", _OF_DATA),
         ("checkpoint", (checkpoint_defects.PLANTS,)),
-        ("launch", (launch_defects.PLANTS, launch_diagnose_defects.PLANTS, launch_watch_defects.PLANTS)),
+        ("launch", _OF_LAUNCH),
     )
     for plants in group
     for name, (apply, cases) in plants.items()
