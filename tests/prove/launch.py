@@ -1,5 +1,4 @@
-"""`make prove-launch`: jobs of real SLURM daemons, preflight, plans against measurement, what a run tells, diagnosing and
-evaluating."""
+"""`make prove-launch`: SLURM jobs, preflight, plans against measurement, what a run tells, diagnosing, evaluating."""
 
 from tests.prove import (
     launch_diagnose,
