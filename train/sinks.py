@@ -116,7 +116,7 @@ class WandbSink:
             pictures = [self._wandb.Image(picture) for picture in sample.pictures]
             missing = [None] * (most - len(pictures))
             table.add_data(*(getattr(sample, name) for name in _COLUMNS), *pictures, *missing)
-        # Offline the pictures of a table lie in the user's own cache; these lie in the run's folder, with what was said.
+        # Offline the pictures of a table lie in the user's own cache; these lie in the run's folder, with the words.
         beside = [
             self._wandb.Image(picture, caption=f"{sample.sample}: {sample.answer}")
             for sample in shown
