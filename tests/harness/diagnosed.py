@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.index.file import open_index
 from launch.replay import replay
 from model.vlm import ModelChunk
 from parallel.config import ParallelConfig
@@ -15,7 +16,9 @@ from tests.harness.faulty import STEP, Fault
 from tests.harness.lives import Nursery, run_config
 from tests.harness.reports import Run, wrong_in_file, wrong_in_report
 from tests.prove.planting import replace_name
+from train.checkpoint.load import find_commit
 from train.ending import read_ending
+from train.resolve import from_yaml
 
 TIMEOUT = 24.0
 
@@ -68,15 +71,20 @@ def stalled_run(
 
 
 def replayed(run_dir: str, steps: tuple[int, ...]) -> dict[str, Any]:
-    """The largest relative differences of loss and norm from the record, over these steps; wrong samples; sums of
-    samples' losses that are not the step's."""
+    """The largest relative differences of loss and norm from the record, over these steps; steps of other samples, and
+    samples with another number of targets than the index has; sums of samples' losses that are not the step's."""
     found = {"loss": 0.0, "norm": 0.0, "samples": 0, "sums": 0.0}
+    (source,) = from_yaml(find_commit(run_dir).recipe).data.sources
+    targets = open_index(source.path).columns["num_targets"]
     for step in steps:
         data = replay(Path(run_dir), step, tell=lambda _: None).data
         was, now = data["recorded"], data["replayed"]
         found["loss"] = max(found["loss"], abs(now["loss"] / was["loss"] - 1))
         found["norm"] = max(found["norm"], abs(now["grad_norm"] / was["grad_norm"] - 1))
         found["samples"] += not data["same_samples"]
+        found["samples"] += sum(
+            each["targets"] != targets[int(each["sample"].split(":")[1])] for each in data["samples"]
+        )
         learnt = [(each["targets"], each["loss"]) for each in data["samples"] if each["targets"]]
         mean = sum(count * loss for count, loss in learnt) / was["targets"]
         found["sums"] = max(found["sums"], abs(mean / was["loss"] - 1))

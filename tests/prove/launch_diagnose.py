@@ -64,7 +64,12 @@ def _recorded(context: Context, layout: str) -> str:
 def _replayed(layout: str) -> Case:
     names = tuple(
         f"{layout}, steps {', '.join(map(str, STEPS))} replayed: {what}"
-        for what in ("loss", "gradient norm", "losses of samples against the step's", "steps of other samples")
+        for what in (
+            "loss",
+            "gradient norm",
+            "losses of samples against the step's",
+            "steps of other samples, and samples of other targets",
+        )
     )
 
     def run(context: Context) -> list[Cell]:
@@ -73,7 +78,7 @@ def _replayed(layout: str) -> Case:
         return [
             Cell(name=name, measured=value, limit=limit, unit=unit)
             for name, value, limit, unit in zip(
-                names, values, (1e-5, 1e-5, 1e-5, 0), (*["relative"] * 3, "steps"), strict=True
+                names, values, (1e-5, 1e-5, 1e-5, 0), (*["relative"] * 3, "things"), strict=True
             )
         ]
 

@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 
 from data.config import SourceConfig
+from launch.answers import answers_of
+from launch.beside import _command
 from parallel.config import ParallelConfig
 from tests.harness.evaluated import evaluated_run, evaluations, train_here, write_held_out
 from tests.harness.runs import ROOT, make_data
 from tests.prove.context import Worlds
 from train.beside import Beside
+from train.checkpoint.load import find_commit
+from train.metrics import Metrics
+from train.shown import Shown
 
 PATIENCE = 120.0
 
@@ -124,18 +129,22 @@ Path(sys.argv[3]).write_text(json.dumps(found))
 """
 
 
-def test_a_run_is_answered_and_commanded_beside(tmp_path: Path, worlds: Worlds) -> None:
-    """The whole way: checkpoint, answers in transformers, export, a program of the user's, metrics."""
+def test_a_checkpoint_is_answered_and_commanded(tmp_path: Path, worlds: Worlds) -> None:
+    """What the process beside the run does: answers in transformers; the checkpoint exported for a user's program."""
     data = make_data(tmp_path / "data")
     held = write_held_out(data, data)
+    run = evaluated_run(tmp_path / "run", data, held[:1], ParallelConfig(), steps=1)
+    worlds.run(1, train_here, run=run)
+    commit = find_commit(run.run_dir).path
     command = (sys.executable, "-c", WRITES, "{export}", "{step}", "{out}")
-    run = evaluated_run(
-        tmp_path / "run", data, held[:1], ParallelConfig(), steps=2, command=command, answers=3, answer_tokens=4
-    )
-    run = replace(run, evaluate=replace(run.evaluate, wait_seconds=900.0))
-    worlds.run(1, train_here, timeout=1000.0, run=run)
-    losses, told = evaluations(tmp_path / "run")
-    assert losses["losses"].keys() == {"pictures"} and losses["step"] == told["step"] == 2
-    assert told["fault"] is None and told["command"] == {"tensors": 1, "step": 2}, told
-    assert 1 <= len(told["samples"]) <= 3 and all(each["expected"] for each in told["samples"])
-    assert not (tmp_path / "run" / "evaluations" / "step_00000002" / "export").exists()
+    wanted = replace(run.evaluate, answers=3, answer_tokens=4, command=command)
+    assert _command(commit, tmp_path, 1, wanted) == {"tensors": 1, "step": 1}
+    shown = answers_of(commit, wanted)
+    assert 1 <= len(shown) <= 3 and all(each.expected and each.answer and each.pictures for each in shown)
+    assert Shown.from_dict(shown[0].to_dict()).to_dict() == shown[0].to_dict()
+    metrics = Metrics(run, None, from_step=1, from_progress=1.0)
+    told = {"step": 1, "fault": None, "samples": [each.to_dict() for each in shown], "command": {"score": 0.5}}
+    metrics.record_beside(told)
+    metrics.close()
+    line = evaluations(tmp_path / "run")[-1]
+    assert line["command"] == {"score": 0.5} and line["samples"] == told["samples"] and line["fault"] is None
