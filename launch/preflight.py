@@ -38,11 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _file_faults(run: RunConfig) -> list[str]:
     from train.ending import clear_ending
-    from train.lock import check_lock
+    from train.lock import LEASE_SECONDS, check_lock
     from train.ready import file_faults  # takes a second to import, which a faulty recipe need not wait for
 
     try:
-        check_lock(run.run_dir)
+        check_lock(run.run_dir, LEASE_SECONDS)
     except (ValueError, OSError) as fault:
         return [str(fault)]  # and the verdict is left to who trains there
     clear_ending(run.run_dir)  # a start that is refused must not leave the verdict of the one before

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from parallel.verdict import AGAIN_CODE, FAULT_CODE
+from parallel.verdict import AGAIN_CODE, FAULT_CODE, MENDABLE_CODE
 from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending
+from train.lock import LEASE_SECONDS, check_lock
 from train.resolve import compose
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -45,7 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun in this process; returns the exit code."""
     arguments = list(arguments)
     run = recipe_of(arguments[arguments.index("train") + 1 :])
-    clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
+    try:
+        check_lock(run.run_dir, LEASE_SECONDS)  # the verdict of who trains there is not ours to forget
+        clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
+    except (ValueError, OSError) as fault:
+        print(fault, file=sys.stderr)
+        return MENDABLE_CODE
     fault = _torchrun([*_understood(stopping_options(run.checkpoint)), *arguments])
     if fault is None:
         return 0

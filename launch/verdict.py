@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from launch.torchrun import recipe_of
 from train.ending import clear_ending, read_ending
-from train.lock import check_lock
+from train.lock import LEASE_SECONDS, check_lock
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -18,10 +18,10 @@ def main(arguments: Sequence[str]) -> None:
     try:
         run = recipe_of(words)
         if len(words) < len(arguments):
-            check_lock(run.run_dir)  # the verdict of who trains there is not ours to forget
+            check_lock(run.run_dir, LEASE_SECONDS)  # the verdict of who trains there is not ours to forget
             clear_ending(run.run_dir)
             return
-    except ValueError as fault:
+    except (ValueError, OSError) as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(2) from None
     ending = read_ending(run.run_dir)
