@@ -14,8 +14,8 @@ import pytest
 from launch import torchrun, verdict
 from launch.preflight import _file_faults
 from launch.transfers import uploaded
-from train.ending import clear_ending, conclude, read_ending, write_ending
 from train import lock
+from train.ending import clear_ending, conclude, read_ending, write_ending
 from train.lock import LEASE_SECONDS, LOCK, Held, RunLock, check_lock
 from train.resolve import compose
 

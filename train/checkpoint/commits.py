@@ -114,6 +114,11 @@ def attempts(where: str | Path) -> list[Attempt]:
     return sorted(found, key=order, reverse=True)
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a checkpoint folder counts now. What was sealed and is not any more was deleted: COMMIT goes first."""
+    return (path / COMMIT).exists()
+
+
 def _times(attempt: Attempt) -> tuple[str, int]:
     """(when it was saved, by its state.json, and when it was sealed, by the file system); nothing where none says."""
     with contextlib.suppress(OSError, ValueError):
