@@ -85,7 +85,7 @@ def check_upload_folder(run: RunConfig) -> None:
             f"checkpoint.upload={remote.address} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go "
             f"on with `triptych resume {remote.address} --run-dir RUN`, or name another prefix"
         )
-    owner, ours = identity.owner_of(store, remote.address), identity.id_of(run.run_dir)
+    owner, ours = identity.owner_of(store, remote.address), identity.begun_id(run.run_dir)
     if owner is not None and owner != ours:
         raise identity.taken(owner, ours, remote.address, run.run_dir)
 
