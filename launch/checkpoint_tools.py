@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def pruned(
 
     The newest one that can be gone on from always stays, for which it is read through, and so does what a kept one
     refers to. Damaged ones that are found on the way count for nothing and are left as they are. Unfinished folders
-    whose writer has gone are deleted. Raises ValueError for a policy that says nothing, or a name or value that no
-    checkpoint has.
+    whose writer has gone are deleted. The run may go on meanwhile, and delete as well. Raises ValueError for a policy
+    that says nothing, or a name or value that no checkpoint has.
     """
     if last is None and every is None and best is None and not names:
         raise ValueError("nothing says what to keep; give --last N, --every STEPS, --best loss or --keep NAME")
@@ -119,18 +120,29 @@ def pruned(
 
 
 def _usable(run_dir: str | Path, damaged: dict[str, str]) -> list[Attempt]:
-    """Sealed checkpoints, the newest of which is whole; `damaged` gets those that were passed over, and why."""
-    found = [attempt for attempt in attempts(run_dir) if attempt.sealed]
+    """Sealed checkpoints, the newest of which is whole; `damaged` gets those that were passed over, and why.
+
+    One that the run deletes while it is read is neither, so they are listed again after each that is wrong.
+    """
+    while True:
+        found = [each for each in attempts(run_dir) if each.sealed and each.path.name not in damaged]
+        if not found or not (wrong := commits.problems(found[0].path)):
+            break
+        if commits.is_sealed(found[0].path):
+            damaged[found[0].path.name] = wrong[0]
     said = {attempt.path for attempt in pruning.readable(run_dir)}
-    while found and (wrong := commits.problems(found[0].path)):
-        damaged[found.pop(0).path.name] = wrong[0]
-    damaged |= {each.path.name: commits.problems(each.path)[0] for each in found if each.path not in said}
+    for attempt in found:
+        if attempt.path not in said and (wrong := commits.problems(attempt.path)) and commits.is_sealed(attempt.path):
+            damaged[attempt.path.name] = wrong[0]
     return [attempt for attempt in found if attempt.path in said]
 
 
 def _values(sealed: Sequence[Attempt], key: str) -> dict[str, float]:
     """What each checkpoint that has it says of `key`, by its name."""
-    values = {attempt.path.name: open_commit(attempt.path).state.get(key) for attempt in sealed}
+    values = {}
+    for attempt in sealed:
+        with suppress(FileNotFoundError):  # the run has deleted it meanwhile
+            values[attempt.path.name] = open_commit(attempt.path).state.get(key)
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     if not numbers:
         raise ValueError(f"no checkpoint says its {key!r}; `triptych checkpoint show` has what they say")

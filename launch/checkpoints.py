@@ -13,6 +13,7 @@ from model.hf_read import open_hf
 from train.checkpoint.commits import (
     Attempt,
     attempts,
+    is_sealed,
     listed_files,
     mark_damaged,
     mark_verified,
@@ -29,6 +30,7 @@ from train.resolve import to_yaml
 log = logging.getLogger(__name__)
 
 
+DELETED = "deleted while it was read, as a run does that goes on"
 UNFINISHED = "never finished: the save is under way, or was cut off"
 
 
@@ -51,7 +53,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     try:
         state, files = open_commit(attempt.path).state, listed_files(attempt.path)
     except (OSError, ValueError) as error:
-        return row | {"verified": f"damaged: {error}"}
+        return row | {"verified": f"damaged: {error}" if is_sealed(attempt.path) else DELETED}
     own = sum(entry.digest.size for entry in files.values() if entry.folder == attempt.path.name)
     return row | {
         "stage": state.get("stage"),
@@ -93,26 +95,35 @@ def shown(where: str | Path) -> Report:
 def verified(where: str | Path) -> Report:
     """Read every byte of every finished checkpoint at `where`, and where digests hold every tensor (launch/repair.py).
 
-    Unfinished ones are named: a run that trains may have one under way. The report is good if one is finished and none
-    of these damaged.
+    Unfinished ones are named, a run that trains may have one under way, and so are those that it deletes meanwhile. The
+    report is good if one was read through and none is damaged.
     """
-    found_attempts = attempts(where)
-    good, lines, data = any(attempt.sealed for attempt in found_attempts), [], []
-    for attempt in found_attempts:
-        if not attempt.sealed:
-            lines.append(f"{attempt.path.name}  {UNFINISHED}")
-            data.append({"name": attempt.path.name, "finished": False, "problems": [], "faults": []})
-            continue
-        wrong = problems(attempt.path)
-        found = [] if wrong else faults(open_commit(attempt.path))
-        (mark_damaged if wrong or found else mark_verified)(attempt.path)
-        good = good and not wrong and not found
-        said = f"every digest holds, {_in_order(found)}"
-        lines += [f"{attempt.path.name}  {'; '.join(wrong) or said}", *(f"  {fault.line}" for fault in found)]
-        data.append(
-            {"name": attempt.path.name, "finished": True, "problems": wrong, "faults": [fault.line for fault in found]}
-        )
+    lines, data = list[str](), list[dict[str, Any]]()
+    for attempt in attempts(where):
+        name, counts = attempt.path.name, attempt.sealed
+        wrong, found = _read_through(attempt.path) if counts else ([], [])
+        if (wrong or found) and not is_sealed(attempt.path):
+            wrong, found, counts = [], [], False
+        if counts:
+            (mark_damaged if wrong or found else mark_verified)(attempt.path)
+            said = "; ".join(wrong) or f"every digest holds, {_in_order(found)}"
+        else:
+            said = DELETED if attempt.sealed else UNFINISHED
+        lines += [f"{name}  {said}", *(f"  {fault.line}" for fault in found)]
+        data.append({"name": name, "finished": counts, "problems": wrong, "faults": [fault.line for fault in found]})
+    good = any(row["finished"] for row in data) and not any(row["problems"] or row["faults"] for row in data)
     return Report(lines=lines or [f"{where} has no checkpoint"], data=data, good=good)
+
+
+def _read_through(path: Path) -> tuple[list[str], list[Fault]]:
+    """(what is wrong with files, what is wrong with tensors where files are right)"""
+    wrong = problems(path)
+    try:
+        return wrong, [] if wrong else faults(open_commit(path))
+    except (OSError, ValueError):
+        if is_sealed(path):
+            raise
+        return ["it is not there any more"], []
 
 
 def _in_order(found: Sequence[Fault]) -> str:

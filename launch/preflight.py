@@ -98,10 +98,10 @@ def gpu_bytes() -> int | None:
 def begin(run: RunConfig) -> list[Check]:
     """File checks of a run that is about to start: what the start before has said of its end holds no more."""
     from train.ending import clear_ending, write_ending
-    from train.lock import check_lock
+    from train.lock import LEASE_SECONDS, check_lock
 
     try:
-        check_lock(run.run_dir)
+        check_lock(run.run_dir, LEASE_SECONDS)
     except (ValueError, OSError) as fault:
         return [Check(name="run folder", found=str(fault), ok=False)]  # and the verdict is left to who trains there
     clear_ending(run.run_dir)  # a start that is refused must not leave the verdict of the one before

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,14 +71,16 @@ def plan_resume(
 ) -> Resume:
     """Find the newest usable checkpoint and the arguments that go on from it.
 
-    Where none is left in the run's folder, it is fetched from where the run has uploaded it to.
+    Where none is left in the run's folder, it is fetched from where the run has uploaded it to. Its recipe is copied to
+    RUN/recipe.yaml, from which the run starts: a job that is put back in the queue starts with the same words when the
+    checkpoint itself was pruned.
 
     Args:
         allow: parts of the recipe, or keys, that may change what is learned or the order of data.
         processes: on this node; None is what the launch script's variables say, else as many as wrote the checkpoint.
 
     Raises ResumeError (none is usable; an override changes what `allow` does not name or nothing allows; `allow` names
-    what does not change) or RecipeError.
+    what does not change), RecipeError or OSError.
     """
     run_dir = run_dir.resolve()
     if step_of(run_dir.name) is not None:
@@ -110,9 +113,17 @@ def plan_resume(
     if parts := sorted({c.key.split(".")[1] for c in changed if c.group == "data" and not c.is_free}):
         given.append(f"new_segment=[{','.join(parts)}]")
         run = dataclasses.replace(run, new_segment=tuple(parts))
-    arguments = ["--config-path", str(commit.path), "--config-name", Path(RECIPE).stem, *given]
+    arguments = ["--config-path", str(run_dir), "--config-name", Path(RECIPE).stem, *given]
+    _keep_recipe(run_dir, commit.recipe)
     changed += _of_the_world(saved, wrote, run, world)
     return Resume(commit=commit, run=run, arguments=arguments, processes=told, changed=changed)
+
+
+def _keep_recipe(run_dir: Path, text: str) -> None:
+    """By rename: every node of a job does it, and ranks of another may be reading."""
+    part = run_dir / f"{RECIPE}.{socket.gethostname()}.{os.getpid()}"
+    part.write_text(text, encoding="utf-8")
+    part.replace(run_dir / RECIPE)
 
 
 def _processes(asked: int | None, wrote: int | None) -> tuple[int | None, int | None]:

@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.torchrun import newest_commit, present, recipe_of, resumed
 from train.checkpoint.commits import now
 from train.ending import clear_ending, read_ending
-from train.lock import check_lock
+from train.lock import LEASE_SECONDS, check_lock
 
 STARTS = "starts.jsonl"
 """In the run's folder: a line for each start of a job, with the newest commit that it found."""
@@ -38,14 +39,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def begin(words: Sequence[str], run_dir: str) -> list[str]:
     """Arguments of this start. Raises ValueError while a run trains in the folder: its verdict is not ours."""
-    check_lock(run_dir)
+    check_lock(run_dir, LEASE_SECONDS)
     clear_ending(run_dir)
     start = {"job": os.environ.get("SLURM_JOB_ID", ""), "restarts": _restarts(), "commit": newest_commit(run_dir)}
     path = Path(run_dir) / STARTS
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({**start, "when": now()}) + "\n")
-    return resumed(words, run_dir) if _restarts() else list(words)
+    return resumed(words, run_dir, _starts(run_dir)[0]["commit"]) if _restarts() else list(words)
 
 
 def end(run_dir: str) -> str:
@@ -60,13 +61,18 @@ def end(run_dir: str) -> str:
 
 def _idle(run_dir: str) -> int:
     """Starts of this job, up to the present one, that found the commit that is still the newest."""
-    job, newest, count = os.environ.get("SLURM_JOB_ID", ""), newest_commit(run_dir), 0
-    for line in reversed((Path(run_dir) / STARTS).read_text().splitlines()):
-        told = json.loads(line)
-        if (told["job"], told["commit"]) != (job, newest):
+    newest, count = newest_commit(run_dir), 0
+    for start in reversed(_starts(run_dir)):
+        if start["commit"] != newest:
             break
         count += 1
     return count
+
+
+def _starts(run_dir: str) -> list[dict[str, Any]]:
+    """Of this job, the first one first."""
+    told = [json.loads(line) for line in (Path(run_dir) / STARTS).read_text().splitlines()]
+    return [start for start in told if start["job"] == os.environ.get("SLURM_JOB_ID", "")]
 
 
 def _restarts() -> int:

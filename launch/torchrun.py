@@ -26,6 +26,7 @@ from parallel.verdict import AGAIN_CODE, FAULT_CODE, MENDABLE_CODE
 from train.checkpoint.commits import RECIPE, attempts, step_of
 from train.config import CheckpointConfig, RunConfig
 from train.ending import Ending, clear_ending, read_ending, write_ending
+from train.lock import LEASE_SECONDS, check_lock
 from train.resolve import compose
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -83,13 +84,17 @@ def newest_commit(run_dir: str | Path) -> str:
     return next((attempt.path.name for attempt in attempts(run_dir) if attempt.sealed), "")
 
 
-def resumed(arguments: Sequence[str], run_dir: str | Path) -> list[str]:
-    """Arguments of a run for its next start: from its newest commit, or as they were while there is none."""
+def resumed(arguments: Sequence[str], run_dir: str | Path, since: str) -> list[str]:
+    """Arguments of a run for its next start: from its newest commit, or as they were while there is none.
+
+    Args:
+        since: the newest commit when the run was first started by these arguments.
+    """
     commit = newest_commit(run_dir)
     if not commit:
         return list(arguments)
-    # A new segment of the plan begins once. It has not if the commit is the one that the run was gone on with.
-    dropped = ("resume=",) if commit == _folder(arguments).name else ("resume=", "new_segment=")
+    # A new segment of the plan begins once, and its first commit has it.
+    dropped = ("resume=",) if commit == since else ("resume=", "new_segment=")
     return [*present([word for word in arguments if not word.startswith(dropped)]), "resume=true"]
 
 
@@ -118,7 +123,12 @@ def main(arguments: Sequence[str]) -> int:
     options, module, words = arguments[: at - 2], arguments[at - 1], arguments[at:]
     run = recipe_of(words)
     if own.start.number == 0 and module == "train":
-        clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
+        try:
+            check_lock(run.run_dir, LEASE_SECONDS)  # the verdict of who trains there is not ours to forget
+            clear_ending(run.run_dir)  # before any node's processes start: what they write is of this start
+        except (ValueError, OSError) as refused:
+            print(refused, file=sys.stderr)
+            return MENDABLE_CODE
         own = dataclasses.replace(own, start=Start(commit=newest_commit(run.run_dir)))
     told = [*_understood(stopping_options(run.checkpoint)), *_patience(run), *options]
     fault = _torchrun([*told, "--no-python", *_command(run, module), *words], run)
@@ -187,7 +197,7 @@ def _start_again(run: RunConfig, own: _Own, options: Sequence[str], words: Seque
     told = [f"--start-{name}={value}" for name, value in dataclasses.asdict(following).items()]
     arguments = [f"--restarts={own.restarts}", *told, *map(_next_port, options), "-m", "train"]
     signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)  # one that comes now is heard by what this process becomes
-    words = resumed(words, run.run_dir)
+    words = resumed(words, run.run_dir, own.start.commit)
     os.execv(sys.executable, [sys.executable, "-m", "launch.torchrun", *arguments, *words])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from train.checkpoint.commits import attempts, now
+from train.lock import is_of_another_start
 
 VERDICT = "verdict.json"
 Word = Literal["again", "done", "failed"]
@@ -55,11 +56,14 @@ def write_ending(run_dir: str | Path, verdict: Word, reason: str, step: int, ref
 
 def conclude(run_dir: str | Path, again: bool, reason: str, step: int) -> None:
     """For the watch, which ends a job that did not end by itself. Where nothing can be written there is no verdict, and
-    that reads as failed. What this start has said once all was saved stands, whatever fails after it."""
+    that reads as failed. What this start has said once all was saved stands, whatever fails after it; so does the word
+    of another start that trains there, by which this one was refused."""
     said = read_ending(run_dir)
     if said is not None and said.verdict != "failed" and not again:
         return
     with suppress(OSError):
+        if is_of_another_start(run_dir):
+            return
         write_ending(run_dir, "again" if again else "failed", reason, step)
 
 

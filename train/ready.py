@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import partial
 
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
-from data.errors import StoreError
+from data.errors import MismatchError, StoreError
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan
 from train.checkpoint import identity
 from train.checkpoint.bucket import found_in
-from train.checkpoint.commits import attempts, newest_readable
+from train.checkpoint.commits import Commit, attempts, newest_readable, readable
 from train.checkpoint.remote import noted, remote_of
 from train.config import RunConfig
 from train.resolve import from_yaml
@@ -85,7 +85,7 @@ def check_upload_folder(run: RunConfig) -> None:
             f"checkpoint.upload={remote.address} already holds {len(sealed)} checkpoint(s), the newest {sealed[0]}; go "
             f"on with `triptych resume {remote.address} --run-dir RUN`, or name another prefix"
         )
-    owner, ours = identity.owner_of(store, remote.address), identity.id_of(run.run_dir)
+    owner, ours = identity.owner_of(store, remote.address), identity.begun_id(run.run_dir)
     if owner is not None and owner != ours:
         raise identity.taken(owner, ours, remote.address, run.run_dir)
 
@@ -109,9 +109,30 @@ def file_faults(run: RunConfig) -> list[str]:
 
 
 def _data(run: RunConfig) -> None:
+    """Raises ValueError if no checkpoint that the run may go on from has its data.
+
+    Which one that is shows once newer ones were read through, which may be a terabyte and is what all ranks do at their
+    start: a damaged one that began another segment of the plan must not keep the run from going on from the one before.
+    """
     indexes = open_sources(run)[1]
-    commit = newest_readable(run.run_dir) if run.resume else None
-    course(run.data, indexes, commit.state if commit else None, run.new_segment)
+    commits = readable(run.run_dir) if run.resume else iter(())
+    newest = next(commits, None)
+    try:
+        course(run.data, indexes, newest.state if newest else None, run.new_segment)
+    except MismatchError:
+        fits = next((commit for commit in commits if _has_data(commit, run, indexes)), None)
+        if newest is None or fits is None:
+            raise
+        said = f"the data is that of {fits.path.name}, so the run goes on if {newest.path.name} is damaged"
+        print(f"{said}, and is refused if it is whole", file=sys.stderr, flush=True)
+
+
+def _has_data(commit: Commit, run: RunConfig, indexes: list[SourceIndex]) -> bool:
+    try:
+        course(run.data, indexes, commit.state, run.new_segment)
+    except MismatchError:
+        return False
+    return True
 
 
 def _first_weights(run: RunConfig, source: Source, parts: tuple[str, ...]) -> None:

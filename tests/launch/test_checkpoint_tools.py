@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from launch import checkpoints
 from launch.checkpoint_tools import averaged
 from tests.harness.damaged import change_values, save_trained
 from tests.launch.commands import end
 from tests.train.toy_layouts import one
-from train.checkpoint import commits
+from train.checkpoint import commits, pruning
 from train.checkpoint.entries import ALONE
 from train.checkpoint.load import find_commit, read_tensors
 from train.checkpoint.run import RunCheckpoints
@@ -145,6 +146,41 @@ def test_a_damaged_newest_one_is_no_reason_to_delete_the_one_that_is_gone_on_fro
     status, told = data_of(capsys, "prune", str(tmp_path), "--last", "1")
     assert status == 0 and len(told["deleted"]) == 2 and paths[20].name in told["damaged"]
     assert find_commit(tmp_path, tell=lambda _: None).step == 50
+
+
+def deletes_beside(module: Any, monkeypatch: pytest.MonkeyPatch, run_dir: Path, newest: Path, keep: int = 1) -> None:
+    """The run that trains there prunes after the first checkpoint that a tool has read."""
+    read = module.problems
+
+    def problems(path: Path, *more: Any, **named: Any) -> list[str]:
+        pruning.prune(run_dir, keep, newest)
+        return read(path, *more, **named)
+
+    monkeypatch.setattr(module, "problems", problems)
+
+
+def test_what_a_run_deletes_while_it_is_verified_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
+    monkeypatch.setattr(checkpoints, "faults", lambda commit: [])
+    deletes_beside(checkpoints, monkeypatch, tmp_path, paths[30])
+    assert end("checkpoint", "verify", str(tmp_path)) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "every digest holds" in told[0] and all("deleted while it was read" in line for line in told[1:])
+    assert len(told) == 3 and {attempt.path for attempt in commits.attempts(tmp_path)} == {paths[30]}
+
+
+def test_pruning_goes_on_beside_a_run_that_prunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0, 40: 2.0})
+    deletes_beside(commits, monkeypatch, tmp_path, paths[40], keep=2)
+    assert end("checkpoint", "prune", str(tmp_path), "--last", "1", "--best", "loss") == 0
+    assert {attempt.step for attempt in commits.attempts(tmp_path)} == {30, 40}
+    assert not commits.problems(paths[40])
+    assert [path.parent for path in tmp_path.glob("checkpoints/*/PRUNED")] == [paths[10]], "both refer to its tower"
+    capsys.readouterr()
 
 
 def test_unfinished_folders_go_once_their_writer_has_gone(tmp_path: Path) -> None:

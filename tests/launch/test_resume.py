@@ -1,6 +1,7 @@
 """What `triptych resume` starts, and which overrides it refuses."""
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 import torch
 
 from data.config import SourceConfig
+from launch import slurm_job
 from launch.checkout import ROOT
 from launch.cli import main
 from launch.resume import ResumeError, plan_resume
+from launch.torchrun import recipe_of
 from model.canonical import Box
 from train.checkpoint.run import save_commit
 from train.config import RunConfig
+from train.ending import write_ending
 from train.resolve import RecipeError, compose, to_yaml
 
 # Tuning a recipe is not to break these tests: what they compare with is set here.
@@ -50,7 +54,23 @@ def test_it_goes_on_from_the_newest_commit_on_as_many_processes(run_dir: Path) -
     assert resume.commit.step == 7
     assert resume.processes == 2
     assert resume.run.resume is True
-    assert resume.arguments == ["--config-path", str(resume.commit.path), "--config-name", "recipe", "resume=true"]
+    assert resume.arguments == ["--config-path", str(run_dir), "--config-name", "recipe", "resume=true"]
+
+
+def test_a_job_in_the_queue_outlives_the_checkpoint_it_went_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As launch/train.sbatch asks: with the words of its first start, after the run has pruned on."""
+    run = replace(compose("quickstart_stage2", PINNED), run_dir=str(tmp_path))
+    first = save(run, 3)
+    resume = plan_resume(tmp_path, ["log.every_steps=3"])
+    save(run, 7)
+    shutil.rmtree(first)
+    write_ending(tmp_path, "again", "asked", 7)
+    assert recipe_of(resume.arguments) == resume.run
+    slurm_job.main(["end", *resume.arguments])
+    assert capsys.readouterr().out == "again\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "recipe.yaml", "verdict.json"}
 
 
 def test_a_broken_newest_commit_is_passed_over_and_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,13 +188,13 @@ def test_a_run_goes_on_by_the_recipe_that_is_still_there(tmp_path: Path) -> None
     first, second = seal(tmp_path, 4), seal(tmp_path, 8)
     words = ["--config-path", str(first), "--config-name", "recipe", "new_segment=[sources]", "resume=true"]
     assert present(words) == words
-    assert resumed(words, tmp_path) == [*words[:4], "resume=true"]
+    assert resumed(words, tmp_path, first.name) == [*words[:4], "resume=true"]
     (first / "recipe.yaml").unlink()
     assert present(words) == ["--config-path", str(second), *words[2:]]
-    # The segment has not begun where the commit is the one that the run was gone on with.
+    # The segment has not begun where there is no commit but the one that the run was gone on with.
     words[1] = str(second)
-    assert resumed(words, tmp_path) == words
-    assert resumed(["--config-name", "mine"], tmp_path / "none") == ["--config-name", "mine"]
+    assert resumed(words, tmp_path, second.name) == words
+    assert resumed(["--config-name", "mine"], tmp_path / "none", "") == ["--config-name", "mine"]
 
 
 def test_a_verdict_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -160,6 +160,27 @@ def left_over_forgotten() -> Mend:
     return replace_name(Plan, "used_at", make)
 
 
+def newest_alone_looked_at() -> Mend:
+    """Before a start the data is held to the newest checkpoint, be it one that cannot be gone on from."""
+    from train import ready
+
+    return replace_name(ready, "_has_data", lambda _: lambda commit, run, indexes: False)
+
+
+def partial_folder_left() -> Mend:
+    """What a tool had written when the disk failed stays."""
+    from train.checkpoint import rewrite
+
+    return replace_name(rewrite, "_undone", lambda _: lambda path, new: "")
+
+
+def room_not_looked_for() -> Mend:
+    """A tool writes until the disk is full."""
+    from train.checkpoint import rewrite
+
+    return replace_name(rewrite, "_check_room", lambda _: lambda path, nbytes: None)
+
+
 _STRUCK = "optimizer.00001.safetensors"
 PLANTS = {
     "save_share_lost": (share_lost, ("commit",)),
@@ -176,6 +197,9 @@ PLANTS = {
     "resume_row_twice": (data_defects.row_twice, ("same/stage2/DP2",)),
     "stop_cursor_of_the_dropped_step": (cursor_of_the_dropped_step, ("signal/stuck",)),
     "plan_left_over_forgotten": (left_over_forgotten, ("plan/epochs",)),
+    "tools_partial_folder_left": (partial_folder_left, ("tools/failing disk",)),
+    "tools_room_not_looked_for": (room_not_looked_for, ("tools/failing disk",)),
+    "resume_newest_alone_looked_at": (newest_alone_looked_at, ("plan/damaged",)),
     "resume_first_slice_for_all": (first_slice_for_all, ("layout/stage2/tied/PP2 to TP2+SP", "chain")),
 }
 ENDING = {"save_pruned_before_the_seal", "save_early_seal"}

@@ -1,4 +1,5 @@
-"""Changes of the plan on the way (item 6), by the properties of tests/data/test_segments.py with more examples."""
+"""Changes of the plan on the way (item 6), by the properties of tests/data/test_segments.py with more examples; and a
+damaged checkpoint that began one (item 1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.data import test_segments
+from tests.harness import damaged_segment
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
+from train import ready
 
 RUNS = 150
 PROPERTIES: dict[str, tuple[str, Callable[..., None], tuple[st.SearchStrategy[Any], ...]]] = {
@@ -33,7 +36,7 @@ PROPERTIES: dict[str, tuple[str, Callable[..., None], tuple[st.SearchStrategy[An
 
 def cases() -> dict[str, Case]:
     """Every case by its key."""
-    return {f"plan/{key}": _property(key) for key in PROPERTIES}
+    return {f"plan/{key}": _property(key) for key in PROPERTIES} | {"plan/damaged": _damaged()}
 
 
 def broken(key: str) -> int:
@@ -64,3 +67,25 @@ def _property(key: str) -> Case:
         return [Cell(name=name, measured=found, limit=0, unit=f"in {RUNS} runs")]
 
     return Case(item=6, names=(name,), run=run)
+
+
+def _damaged() -> Case:
+    title = "the newest commit began a segment of the plan and is damaged, the one before is gone on from"
+    names = (
+        f"{title}: what the look before the start has against it",
+        f"{title}: loss, norm and weights at the end, from those of a run that changed nothing",
+    )
+
+    def run(context: Context) -> list[Cell]:
+        refused, far = damaged_segment.gone_on(
+            context.worlds.nursery,
+            context.scratch / "damaged segment",
+            context.data,
+            lambda run: context.run_here(ready.file_faults, run=run),
+        )
+        return [
+            Cell(name=names[0], measured=len(refused), limit=0, unit="faults"),
+            Cell(name=names[1], measured=far, limit=0, unit="relative"),
+        ]
+
+    return Case(item=1, names=names, run=run)

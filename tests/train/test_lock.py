@@ -14,8 +14,9 @@ import pytest
 from launch import slurm_job
 from launch.preflight import begin
 from launch.transfers import uploaded
+from train import lock
 from train.ending import clear_ending, conclude, read_ending, write_ending
-from train.lock import LOCK, RunLock, check_lock
+from train.lock import LEASE_SECONDS, LOCK, Held, RunLock, check_lock
 from train.resolve import compose
 
 HOLD = """
@@ -92,6 +93,57 @@ def test_what_would_cross_a_run_that_trains_is_refused(tmp_path: Path, holder: s
     holder.wait()
     slurm_job.main(["begin", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
     assert read_ending(tmp_path) is None
+
+
+def owned_elsewhere(run_dir: Path, meeting: str = "node7:29400") -> None:
+    (run_dir / LOCK).write_text(f"process 4711 of node7, ranks meet at {meeting}, since 2026-11-22T03:00:00Z\n")
+
+
+def test_a_start_waits_for_what_a_lost_node_has_left(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its job is put back in the queue before the server of the files has given the node up."""
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            holder.kill()
+            holder.wait()
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with pytest.raises(Held):
+        check_lock(tmp_path, LEASE_SECONDS)  # it lives on this host
+    owned_elsewhere(tmp_path)
+    with pytest.raises(Held):
+        check_lock(tmp_path)
+    assert not looks
+    with caplog.at_level(logging.WARNING):
+        slurm_job.main(["begin", "--config-name", "quickstart_stage2", f"run_dir={tmp_path}"])
+    assert len(looks) == 2 and "by process 4711 of node7" in caplog.text and "for 120 s" in caplog.text
+
+
+def test_a_start_does_not_wait_without_end(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned_elsewhere(tmp_path)
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.01)
+    with pytest.raises(Held, match=f"If its node was lost, delete {tmp_path / LOCK}"):
+        check_lock(tmp_path, 0.05)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_start_that_is_refused_says_nothing_of_the_run(
+    again: bool, tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start without launch/torchrun.sh comes as far as its ranks; and Ctrl-C may end it there."""
+    conclude(tmp_path, again, "rank 0: Held", 0)
+    assert read_ending(tmp_path) is None
+    owned_elsewhere(tmp_path)  # by rank 0 of the same job, which hangs
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "29400")
+    conclude(tmp_path, again, "rank 1: no sign of life of rank 0", 0)
+    assert (ending := read_ending(tmp_path)) is not None and ending.verdict == ("again" if again else "failed")
 
 
 def test_a_fault_after_all_was_saved_leaves_the_verdict(tmp_path: Path) -> None:

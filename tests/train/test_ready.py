@@ -1,5 +1,6 @@
 """What a run needs on disk, and what is said when it is not there."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from model.canonical import Box
 from parallel.config import ParallelConfig
 from tests.harness.part_folders import make_clip, make_qwen2, qwen2_vl_folder
 from tests.harness.runs import make_data, write_recipe
-from train.checkpoint.commits import attempts
+from train.checkpoint.commits import Attempt, attempts
 from train.checkpoint.run import save_commit
 from train.config import InitConfig, RunConfig
 from train.ready import file_faults, open_data
@@ -29,8 +30,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def save(run_dir: Path, plan: object, recipe: str = "") -> None:
     boxes = {"w": Box(name="w", global_shape=(2,), offset=(0,), shape=(2,))}
     save_commit(
-        run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan, "cursor": Cursor().to_dict()}, recipe, keep=1
+        run_dir, 3, {"w": torch.zeros(2)}, boxes, None, {"plan": plan, "cursor": Cursor().to_dict()}, recipe, keep=9
     )
+
+
+def text(attempt: Attempt) -> str:
+    return (attempt.path / "state.json").read_text()
 
 
 def test_a_run_that_has_all_it_needs_is_not_refused(run: RunConfig) -> None:
@@ -75,6 +80,21 @@ def test_going_on_needs_a_checkpoint_with_the_same_data(run: RunConfig, tmp_path
     state = attempts(tmp_path)[0].path / "state.json"
     state.write_text(state.read_text()[:20])
     assert file_faults(again) == [], "the one before is sound, and gone on from"
+
+
+def test_a_newest_checkpoint_that_began_a_segment_is_no_reason_to_stop(
+    run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be damaged, which shows when all of it is read; ranks do that, and refuse if it is whole."""
+    again = replace(run, run_dir=str(tmp_path), resume=True)
+    save(tmp_path, open_data(run)[2].identity)
+    save(tmp_path, open_data(replace(run, data=replace(run.data, window=17)))[2].identity)
+    before, newest = sorted(attempts(tmp_path), key=lambda attempt: json.loads(text(attempt))["plan"]["window"])
+    assert attempts(tmp_path)[0] == newest
+    assert file_faults(again) == []
+    told = f"the data is that of {before.path.name}, so the run goes on if {newest.path.name} is damaged"
+    assert told in capsys.readouterr().err
+    assert "window was 17 and is 18" in file_faults(replace(again, data=replace(run.data, window=18)))[0]
 
 
 def test_first_weights_of_another_model_are_told_by_their_sizes(run: RunConfig, tmp_path: Path) -> None:

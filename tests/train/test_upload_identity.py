@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_the_id_is_in_every_checkpoint(tmp_path: Path) -> None:
     path = make_commit(tmp_path, 10, run=OTHER)
     assert identity.settled_id(tmp_path) == OTHER and (tmp_path / "run.json").exists()
     assert path.exists() and identity.settled_id(tmp_path / "new") == identity.settled_id(tmp_path / "new") != OTHER
+
+
+def test_a_run_that_begins_anew_where_all_checkpoints_were_deleted_is_another(tmp_path: Path) -> None:
+    path = make_commit(tmp_path, 10)
+    first = identity.settled_id(tmp_path)
+    (tmp_path / "saves.jsonl").write_text('{"step": 5, "fault": "full"}\n{"step": 10, "fault": null}\n')
+    assert identity.settled_id(tmp_path) == first
+    shutil.rmtree(path.parent)
+    assert identity.begun_id(tmp_path) is None and identity.id_of(tmp_path) == first, "as one that is fetched goes on"
+    second = identity.settled_id(tmp_path)
+    assert second not in (None, first)
+    (tmp_path / "saves.jsonl").write_text('{"step": 5, "fault": "full"}\n')  # a start that has saved nothing yet
+    assert identity.settled_id(tmp_path) == second
 
 
 def test_a_prefix_of_before_runs_had_ids_is_known_by_names(service: OssService, oss: OssConfig, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,11 @@ def attempts(where: str | Path) -> list[Attempt]:
         return attempt.step, saved_at, sealed, attempt.path.name
 
     return sorted(found, key=order, reverse=True)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a checkpoint folder counts now. What was sealed and is not any more was deleted: COMMIT goes first."""
+    return (path / COMMIT).exists()
 
 
 def _times(attempt: Attempt) -> tuple[str, int]:
@@ -222,10 +227,15 @@ def open_commit(path: Path) -> Commit:
     return Commit(path=path, step=int(match[1]), state=state, files=files)
 
 
-def newest_readable(where: str | Path) -> Commit | None:
-    """The newest sealed checkpoint of a run whose texts are sound; of its tensors nothing is read."""
+def readable(where: str | Path) -> Iterator[Commit]:
+    """Sealed checkpoints of a run whose texts are sound, newest first; of their tensors nothing is read."""
     sealed = (attempt.path for attempt in attempts(where) if attempt.sealed)
-    return next((open_commit(path) for path in sealed if not problems(path, texts_alone=True)), None)
+    return (open_commit(path) for path in sealed if not problems(path, texts_alone=True))
+
+
+def newest_readable(where: str | Path) -> Commit | None:
+    """The first of these."""
+    return next(readable(where), None)
 
 
 def now() -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from data.store.oss_writer import OssWriter
 
 RUN = "run.json"
+SAVES = "saves.jsonl"
+"""What became of each save of the run in a folder (train/metrics.py)."""
 KEY = "run"
 """In run.json and in state.json."""
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -39,11 +41,29 @@ def id_of(run_dir: str | Path) -> str | None:
     return told if isinstance(told, str) and _ID.fullmatch(told) else None
 
 
+def begun_id(run_dir: str | Path) -> str | None:
+    """The same for a start: None as well where the folder's run has saved and nothing of it is left, as its checkpoints
+    were deleted to begin anew. That is another run. Raises ValueError, OSError."""
+    sealed = any(attempt.sealed for attempt in commits.attempts(run_dir))
+    return id_of(run_dir) if sealed or not _has_saved(run_dir) else None
+
+
 def settled_id(run_dir: str | Path) -> str:
     """The same, drawn now if need be, and from now on in the folder. For one process. Raises ValueError, OSError."""
-    run = id_of(run_dir) or secrets.token_hex(8)
+    run = begun_id(run_dir)
+    if run is None:
+        run = secrets.token_hex(8)
+        (Path(run_dir) / RUN).unlink(missing_ok=True)
     write_id(run_dir, run)
     return run
+
+
+def _has_saved(run_dir: str | Path) -> bool:
+    try:
+        lines = (Path(run_dir) / SAVES).read_text(encoding="utf-8").splitlines()
+        return any(json.loads(line).get("fault", "") is None for line in lines)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def write_id(run_dir: str | Path, run: str) -> None:

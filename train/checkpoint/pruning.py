@@ -3,10 +3,11 @@
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from train.checkpoint import disk
-from train.checkpoint.commits import COMMIT, PRUNED, Attempt, attempts, listed_files
+from train.checkpoint.commits import COMMIT, PRUNED, Attempt, attempts, is_sealed, listed_files
 from train.checkpoint.retention import Policy
 
 ABANDONED_SECONDS = 86400.0
@@ -46,33 +47,40 @@ def readable(run_dir: str | Path) -> list[Attempt]:
 
 def clear_abandoned(run_dir: str | Path) -> list[Path]:
     """Delete unfinished folders whose writer has gone. Returns what went."""
-    gone = [
-        attempt.path
-        for attempt in attempts(run_dir)
-        if not attempt.sealed and time.time() - attempt.path.stat().st_mtime > ABANDONED_SECONDS
-    ]
-    for path in gone:
-        shutil.rmtree(path)
+    gone = []
+    for attempt in attempts(run_dir):
+        with suppress(FileNotFoundError):
+            if not attempt.sealed and time.time() - attempt.path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(attempt.path)
+                gone.append(attempt.path)
     return gone
 
 
 def delete(run_dir: str | Path, paths: Iterable[Path]) -> None:
     """Delete sealed checkpoints of a run but for the files that others refer to.
 
-    One whose files.json is damaged can never be gone on from, so what it refers to does not count.
+    One whose files.json is damaged can never be gone on from, so what it refers to does not count. A run and a tool may
+    do so at once: what the other one has deleted is no fault.
     """
-    gone = list(paths)
-    kept = [path for path in (attempt.path for attempt in readable(run_dir)) if path not in gone]
-    needed = {(entry.folder, name) for path in kept for name, entry in listed_files(path).items()}
-    for path in gone:
+    for path in paths:
         # A folder deleted halfway would look like a damaged commit, so this is said first.
-        disk.write(path / PRUNED, [b""])
-        (path / COMMIT).unlink()
-        disk.sync_folder(path)
+        with suppress(FileExistsError, FileNotFoundError):
+            disk.write(path / PRUNED, [b""])
+        with suppress(FileNotFoundError):
+            (path / COMMIT).unlink()
+            disk.sync_folder(path)
+    needed = set()  # looked for last, as the run may have sealed another one meanwhile
+    for attempt in readable(run_dir):
+        try:
+            needed |= {(entry.folder, name) for name, entry in listed_files(attempt.path).items()}
+        except (OSError, ValueError):
+            if is_sealed(attempt.path):
+                raise
     for marker in (Path(run_dir) / "checkpoints").glob(f"step_*/{PRUNED}"):
         folder = marker.parent
-        for file in folder.iterdir():
-            if file != marker and (folder.name, file.name) not in needed:
-                file.unlink()
-        if all(file == marker for file in folder.iterdir()):
-            shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            for file in folder.iterdir():
+                if file != marker and (folder.name, file.name) not in needed:
+                    file.unlink(missing_ok=True)
+            if all(file == marker for file in folder.iterdir()):
+                shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """Checkpoints of whole tensors, written by one process with one of them in memory at a time."""
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,7 +31,7 @@ def rewrite_commit(commit: Commit, mended: Mapping[str, Callable[[], Tensor]], n
         note: goes into state.json, over what `commit` has there.
 
     Raises:
-        CheckpointError: what a maker raised, or a file that could not be written. The folder stays, unsealed.
+        CheckpointError: as `write_whole_commit`.
     """
     run_dir = commit.path.parent.parent
     reader = read_tensors(commit.path)
@@ -69,11 +70,15 @@ def write_whole_commit(
         kept: files of other checkpoints of the run that belong to this one as well.
 
     Raises:
-        CheckpointError: what `make` raised, or a file that could not be written. The folder stays, unsealed.
+        CheckpointError: the disk has too little room, what `make` raised, or a file that could not be written. Nothing
+            of it is left then, nor where the process is interrupted.
     """
     path = commits.attempt_path(run_dir, step, secrets.token_hex(4))
-    files = dict(kept or {})
+    nbytes = sum(math.prod(like.shape(name)) * like.dtype(name).itemsize for name in names)
+    new = [folder for folder in (path.parent, path.parent.parent) if not folder.exists()]
     try:
+        _check_room(path, nbytes)
+        files = dict(kept or {})
         disk.make_folder(path)
         for part in dict.fromkeys(map(part_of, names)):
             mine = [name for name in names if part_of(name) == part]
@@ -83,6 +88,28 @@ def write_whole_commit(
         for name, text in ((commits.STATE, state), (commits.RECIPE, recipe)):
             files[name] = FileEntry(digest=disk.write(path / name, [text.encode()]), folder=path.name)
         commits.seal(path, files)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"writing {path.name} failed: {error}") from error
+    except BaseException as error:
+        left = _undone(path, new)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        raise CheckpointError(f"writing {path.name} failed: {error}{left}") from error
     return path
+
+
+def _check_room(path: Path, nbytes: int) -> None:
+    free = disk.free_bytes(path.parent)
+    if nbytes > free:
+        raise OSError(f"it takes {nbytes / 1e9:.3g} GB, and the disk of {path.parent} has {free / 1e9:.3g} GB left")
+
+
+def _undone(path: Path, new: Sequence[Path]) -> str:
+    """Remove a folder that was not sealed, and those around it that it was made in; what to say if that fails, too."""
+    try:
+        if path.exists():
+            disk.remove_folder(path)
+        for folder in new:
+            if folder.exists():
+                folder.rmdir()
+    except OSError as error:
+        return f"; what there is of it is left in {path}: {error}"
+    return ""
