@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.torchrun import newest_commit, recipe_of, resumed
 from train.checkpoint.commits import now
@@ -44,7 +45,7 @@ def begin(words: Sequence[str], run_dir: str) -> list[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({**start, "when": now()}) + "\n")
-    return resumed(words, run_dir) if _restarts() else list(words)
+    return resumed(words, run_dir, _starts(run_dir)[0]["commit"]) if _restarts() else list(words)
 
 
 def end(run_dir: str) -> str:
@@ -59,13 +60,18 @@ def end(run_dir: str) -> str:
 
 def _idle(run_dir: str) -> int:
     """Starts of this job, up to the present one, that found the commit that is still the newest."""
-    job, newest, count = os.environ.get("SLURM_JOB_ID", ""), newest_commit(run_dir), 0
-    for line in reversed((Path(run_dir) / STARTS).read_text().splitlines()):
-        told = json.loads(line)
-        if (told["job"], told["commit"]) != (job, newest):
+    newest, count = newest_commit(run_dir), 0
+    for start in reversed(_starts(run_dir)):
+        if start["commit"] != newest:
             break
         count += 1
     return count
+
+
+def _starts(run_dir: str) -> list[dict[str, Any]]:
+    """Of this job, the first one first."""
+    told = [json.loads(line) for line in (Path(run_dir) / STARTS).read_text().splitlines()]
+    return [start for start in told if start["job"] == os.environ.get("SLURM_JOB_ID", "")]
 
 
 def _restarts() -> int:

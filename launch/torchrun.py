@@ -83,11 +83,18 @@ def newest_commit(run_dir: str | Path) -> str:
     return next((attempt.path.name for attempt in attempts(run_dir) if attempt.sealed), "")
 
 
-def resumed(arguments: Sequence[str], run_dir: str | Path) -> list[str]:
-    """Arguments of a run for its next start: from its newest commit, or as they were while there is none."""
-    if not newest_commit(run_dir):
+def resumed(arguments: Sequence[str], run_dir: str | Path, since: str) -> list[str]:
+    """Arguments of a run for its next start: from its newest commit, or as they were while there is none.
+
+    Args:
+        since: the newest commit when the run was first started by these arguments.
+    """
+    commit = newest_commit(run_dir)
+    if not commit:
         return list(arguments)
-    return [*(word for word in arguments if not word.startswith("resume=")), "resume=true"]
+    # A new segment of the plan begins once, and its first commit has it. Whatever changes after that is no wish.
+    dropped = ("resume=",) if commit == since else ("resume=", "new_segment=")
+    return [*(word for word in arguments if not word.startswith(dropped)), "resume=true"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -173,7 +180,7 @@ def _start_again(run: RunConfig, own: _Own, options: Sequence[str], words: Seque
     told = [f"--start-{name}={value}" for name, value in dataclasses.asdict(following).items()]
     arguments = [f"--restarts={own.restarts}", *told, *map(_next_port, options), "-m", "train"]
     signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)  # one that comes now is heard by what this process becomes
-    words = resumed(words, run.run_dir)
+    words = resumed(words, run.run_dir, own.start.commit)
     os.execv(sys.executable, [sys.executable, "-m", "launch.torchrun", *arguments, *words])
 
 

@@ -237,7 +237,7 @@ def test_print_shows_changes_and_command_and_starts_nothing(run_dir: Path, capsy
     assert changes[0] == "layout:" and changes[-4:] == [segment, "  data.window: 512 -> 99", "the run:", changes[-1]]
     assert not any("learning_rates" in line or "resume" in line for line in changes)
     words = shlex.split(command)
-    assert words[:4] == ["NPROC_PER_NODE=2", "launch/torchrun.sh", "--config-path", str(commit)]
+    assert words[:4] == ["NPROC_PER_NODE=2", "launch/torchrun.sh", "--config-path", str(run_dir)]
     assert {"log.every_steps=3", "+parallel=tp2", "resume=true", "new_segment=[window]"} < set(words[6:])
     assert lines()[1] == "  nothing changes against the saved recipe"
 

@@ -185,10 +185,12 @@ def test_a_rank_that_is_killed_has_said_all_in_its_log(tmp_path: Path, local: st
 
 
 def test_a_start_goes_on_where_there_is_a_commit(tmp_path: Path) -> None:
-    seal(tmp_path, 4)
     words = ["--config-name", "recipe", "new_segment=[sources]", "resume=false"]
-    assert resumed(words, tmp_path) == [*words[:3], "resume=true"]
-    assert resumed(words, tmp_path / "none") == words
+    assert resumed(words, tmp_path, "") == words
+    first, second = seal(tmp_path, 4), seal(tmp_path, 8)
+    # The segment has not begun where there is no commit but the one that the run was gone on with.
+    assert resumed(words, tmp_path, second.name) == [*words[:3], "resume=true"]
+    assert resumed(words, tmp_path, first.name) == [*words[:2], "resume=true"]
 
 
 def test_a_verdict_is_whole_or_not_there(tmp_path: Path) -> None:

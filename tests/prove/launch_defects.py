@@ -12,7 +12,7 @@ def jobs_begin_anew() -> Mend:
     """A job that was put back in the queue is started as it was submitted."""
     from launch import torchrun
 
-    return replace_name(torchrun, "resumed", lambda _: lambda arguments, run_dir: list(arguments))
+    return replace_name(torchrun, "resumed", lambda _: lambda arguments, run_dir, since: list(arguments))
 
 
 def commits_not_seen() -> Mend:

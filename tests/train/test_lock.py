@@ -14,6 +14,7 @@ import pytest
 from launch import slurm_job, torchrun
 from launch.preflight import begin
 from launch.transfers import uploaded
+from parallel.verdict import How
 from train import lock
 from train.ending import clear_ending, conclude, read_ending, write_ending
 from train.lock import LEASE_SECONDS, LOCK, Held, RunLock, check_lock
@@ -133,18 +134,18 @@ def test_a_start_does_not_wait_without_end(
         check_lock(tmp_path, 0.05)
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("how", "said"), [("asked", "again"), ("failed", "failed")])
 def test_a_start_that_is_refused_says_nothing_of_the_run(
-    again: bool, tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    how: How, said: str, tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start without launch/torchrun.sh comes as far as its ranks; and Ctrl-C may end it there."""
-    conclude(tmp_path, again, "rank 0: Held", 0)
+    conclude(tmp_path, how, "rank 0: Held", 0)
     assert read_ending(tmp_path) is None
     owned_elsewhere(tmp_path)  # by rank 0 of the same job, which hangs
     monkeypatch.setenv("MASTER_ADDR", "node7")
     monkeypatch.setenv("MASTER_PORT", "29400")
-    conclude(tmp_path, again, "rank 1: no sign of life of rank 0", 0)
-    assert (ending := read_ending(tmp_path)) is not None and ending.verdict == ("again" if again else "failed")
+    conclude(tmp_path, how, "rank 1: no sign of life of rank 0", 0)
+    assert (ending := read_ending(tmp_path)) is not None and ending.verdict == said
 
 
 def test_a_fault_after_all_was_saved_leaves_the_verdict(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_run_that_is_asked_to_end_again_and_again_ends_as_one_that_never_was(
     asked = ask(recipe, run, Request(signal=signal.SIGUSR1, to="torchrun"), fault, timeout=200.0)
     ended_in_order(asked, run, 2, "SIGUSR1")
     # Before a weight was there the ranks have looked at each other; each has a log of its own.
-    assert asked.output.index("  versions    ok") < asked.output.index("first weights")
+    assert asked.output.index("  versions    ok") < asked.output.index("first weights: ")
     assert all((run / "logs" / f"rank_0000{rank}.log").read_text().startswith("--- ") for rank in range(2))
 
     fault = in_step(1, microbatches=2, rank=1)
