@@ -46,6 +46,8 @@ TEXT = 160  # tokens that follow it
 class RandomBatches:
     """The same rows again and again, through the real announcement."""
 
+    waited = 0.0
+
     def __init__(self, row: PackedRow, num_rows: int, groups: Groups, form: RowForm) -> None:
         self._row = row
         self._num_rows = num_rows

@@ -82,6 +82,8 @@ class Record:
 class GivenBatches:
     """Stands in for the data path: rows i, i + dp, ... of given steps, through the real announcement."""
 
+    waited = 0.0
+
     def __init__(self, steps: list[list[Any]], groups: Groups, form: RowForm) -> None:
         self._steps = iter(steps)
         self._groups = groups

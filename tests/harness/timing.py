@@ -121,6 +121,8 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], pairs: in
 class Known:
     """Stands in for a data path by which every rank has read its rows by itself: nothing is announced in a step."""
 
+    waited = 0.0
+
     def __init__(self, batches: Batches) -> None:
         self._step = batches.next()
 
