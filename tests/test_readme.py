@@ -11,10 +11,10 @@ from train.resolve import RECIPES, compose
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    "README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md", "docs/data.md",
-    "docs/data_format.md",
+    "README.md", "CONTRIBUTING.md", "docs/install.md", "docs/first_run.md", "docs/recipes.md", "docs/stages.md",
+    "docs/troubleshooting.md", "docs/architecture.md", "docs/model.md", "docs/data.md", "docs/data_format.md",
 ]  # fmt: skip
-LINKING = [*PAGES, *(f"docs/{name}.md" for name in ("oss", "video", "proofs", "parallelism", "performance", "faults"))]
+LINKING = [*PAGES, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in PAGES)]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 _LITERAL = re.compile(r"```.*?```|`[^`\n]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)
