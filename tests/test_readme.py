@@ -20,7 +20,7 @@ _LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 _LITERAL = re.compile(r"```.*?```|`[^`\n]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"^ {4,}(\S.*)$|`([^`\n]+)`", re.MULTILINE)
 COMMANDS = ("make", "triptych", "launch/torchrun.sh", "sbatch", "python")
-PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", ".venv", "SOURCE/", "SHARDS/", "index/")
+PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", "build/", ".venv", "SOURCE/", "SHARDS/", "index/")
 
 
 def typed(page: str) -> list[list[str]]:

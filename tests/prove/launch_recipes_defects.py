@@ -21,18 +21,11 @@ def nothing_computed_again() -> Mend:
     return replace_name(recipe_table, "compose", make)
 
 
-def other_rows() -> Mend:
-    """The table made for rows half as many."""
+def another_machine() -> Mend:
+    """The table made for GPUs that are slower."""
     from launch import recipe_table
 
-    def make(compose: Any) -> Any:
-        def planted(name: str) -> Any:
-            run = compose(name)
-            return replace(run, data=replace(run.data, rows_per_step=run.data.rows_per_step // 2))
-
-        return planted
-
-    return replace_name(recipe_table, "compose", make)
+    return replace_name(recipe_table, "MACHINE", lambda machine: replace(machine, efficiency=0.5))
 
 
 def another_rate() -> Mend:
@@ -49,12 +42,12 @@ def another_rate() -> Mend:
     return replace_name(launch_recipes, "compose", make)
 
 
-def fewest_is_half() -> Mend:
-    """The refusal names a number of GPUs that is too small."""
+def fewest_is_double() -> Mend:
+    """The refusal names more GPUs than are needed."""
     from launch import plan
 
     def make(smallest_world: Any) -> Any:
-        return lambda *given: smallest_world(*given) // 2
+        return lambda *given: 2 * smallest_world(*given)
 
     return replace_name(plan, "smallest_world", make)
 
@@ -75,8 +68,8 @@ def refused_with_zero() -> Mend:
 
 PLANTS = {
     "nothing_computed_again": (nothing_computed_again, ("recipes/fit",)),
-    "other_rows": (other_rows, ("recipes/page",)),
+    "another_machine": (another_machine, ("recipes/page",)),
     "another_rate": (another_rate, ("recipes/learnt",)),
-    "fewest_is_half": (fewest_is_half, ("recipes/refused qwen2vl_72b_stage3",)),
+    "fewest_is_double": (fewest_is_double, ("recipes/refused qwen2vl_72b_stage3",)),
     "refused_with_zero": (refused_with_zero, ("recipes/refused qwen2vl_72b_stage3",)),
 }
