@@ -123,8 +123,8 @@ def _why(plan: StagePlan) -> str:
     stage, memory = max(enumerate(plan.fullest), key=lambda pair: pair[1].most)
     gpu = plan.machine.gpu
     return (
-        f"a rank of pipeline stage {stage} may need {memory.most / 1e9:.1f} GB, and of the {gpu.memory / 1e9:.0f} GB of "
-        f"one {gpu.name} {plan.machine.room / 1e9:.1f} are to be had"
+        f"a rank of pipeline stage {stage} may need {memory.most / 1e9:.1f} GB, and of the {gpu.memory / 1e9:.0f} GB "
+        f"of one {gpu.name} {plan.machine.room / 1e9:.1f} are to be had"
     )
 
 

@@ -51,11 +51,10 @@ def imagined_step(run: RunConfig) -> PlannedStep:
         budget = run.data
         count = min(budget.tokens_per_row // (_VISUAL + _TEXT), budget.patches_per_row // _SIDE**2)
         if count == 0:
-            row = _full_row(run)
-        else:
-            left = budget.tokens_per_row - count * (_VISUAL + _TEXT)
-            segments = (_VISUAL + _TEXT,) * count + ((left,) if left else ())
-            row = RowSizes(segments=segments, frames=(_SIDE**2,) * count, targets=count * _TEXT + left)
+            return _alike(_full_row(run), run.data.rows_per_step)
+        left = budget.tokens_per_row - count * (_VISUAL + _TEXT)
+        segments = (_VISUAL + _TEXT,) * count + ((left,) if left else ())
+        row = RowSizes(segments=segments, frames=(_SIDE**2,) * count, targets=count * _TEXT + left)
     return _alike(row, run.data.rows_per_step)
 
 
@@ -67,14 +66,18 @@ def fullest_rows(run: RunConfig) -> list[RowSizes]:
 
 
 def _full_row(run: RunConfig) -> RowSizes:
-    """Pictures of the largest size, up to the budget of patches, and text in the places that are left."""
-    budget, image = run.data, run.data.image
-    largest = min(image.max_pixels // image.patch_size**2, budget.patches_per_row)
-    count = max(1, budget.patches_per_row // largest)
-    visual = largest // image.merge_size**2
-    count = max(1, min(count, budget.tokens_per_row // visual))
-    text = max(1, budget.tokens_per_row - count * visual)
-    return RowSizes(segments=(visual,) * (count - 1) + (visual + text,), frames=(largest,) * count, targets=text)
+    """Pictures of the largest size with their two markers each, until a budget is used up, and text in what is left."""
+    image, merge = run.data.image, run.data.image.merge_size**2
+    largest = image.max_pixels // image.patch_size**2 // merge
+    visual_left, places_left = run.data.patches_per_row // merge, run.data.tokens_per_row
+    pictures: list[int] = []
+    while (visual := min(largest, visual_left, places_left - 3)) > 0:
+        pictures.append(visual)
+        visual_left -= visual
+        places_left -= visual + 2
+    segments = [visual + 2 for visual in pictures]
+    segments[-1] += places_left
+    return RowSizes(segments=tuple(segments), frames=tuple(visual * merge for visual in pictures), targets=places_left)
 
 
 def _cut(tokens: int, length: int = 1024) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
-"""What each pipeline stage of any split holds, from the parameters of one tensor rank that are built once: a search asks
-for some hundred pipeline stages, and building one takes a tenth of a second.
+"""What each pipeline stage of any split holds, from the parameters of one tensor rank.
+
+They are built once: a search asks for some hundred pipeline stages, and building one takes a tenth of a second.
 """
 
 import re

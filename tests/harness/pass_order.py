@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from launch.planning import timeline
 from launch.planning.timeline import Pass
 from parallel.config import ParallelConfig
 from parallel.world import model_parallel, pick_device
@@ -13,12 +14,14 @@ from train.state import TrainState
 from train.step import train_step
 
 
-def pass_order(parallel: ParallelConfig, microbatches: int, stage: str = "stage2") -> list[Pass]:
-    """Passes of this rank in one real step, by hooks on its chunks and on what they give."""
+def pass_order(parallel: ParallelConfig, microbatches: int, stage: str = "stage2") -> tuple[list[Pass], list[Pass]]:
+    """Passes of this rank in one real step, by hooks on its chunks and on what they give; and the simulated ones."""
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         steps = [random_step(3, microbatches, MODEL.language.vocab_size)]
         made = start(parallel, stage, groups, steps=steps)
-        fetch, seen, numbers = made.parts.batches.next, [], {}
+        fetch = made.parts.batches.next
+        seen: list[Pass] = []
+        numbers: dict[int, int] = {}
 
         def fetch_and_number() -> Any:
             plan, announced = fetch()
@@ -39,4 +42,5 @@ def pass_order(parallel: ParallelConfig, microbatches: int, stage: str = "stage2
         made.parts.batches.next = fetch_and_number  # type: ignore[method-assign]
         train_step(made.parts, TrainState())
         made.optimizer.close()
-        return seen
+        # Looked up at the call: a planted defect replaces it.
+        return seen, timeline.passes(groups.pp_rank, parallel.pipeline, parallel.chunks, microbatches)

@@ -1,4 +1,4 @@
-"""`triptych plan`: what it says, what it refuses, and that its rows are those of the recipe."""
+"""`triptych plan`: what it says, what it refuses, and for which rows."""
 
 import json
 from dataclasses import replace
@@ -6,18 +6,151 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
-from launch.plan import PlanError, machine_of, planned, recipes_of
+from launch.plan import Asked, PlanError, machine_of, planned, recipes_of
 from launch.planning.rows import drawn_steps, fullest_rows, imagined_step
 from launch.planning.search import search, smallest_world
-from launch.planning.stage import Rows, plan_stage, stage_rows
-from tests.launch.commands import called
-from tests.train.data_sets import recipe_with_data
+from launch.planning.stage import Rows, StagePlan, plan_stage, stage_rows
+from parallel.config import ParallelConfig
+from tests.harness.layouts import STAGES
+from tests.harness.runs import data_config, make_data, model_config
+from tests.launch.commands import end
+from train.config import RunConfig
 from train.ready import open_data
-from train.resolve import RecipeError, compose
+from train.resolve import compose
 
 H800 = machine_of("h800", 8, 50e9, 0.55)
 
 
-def test_placeholder() -> None:
-    pass
+def large(name: str, rows: int = 16) -> RunConfig:
+    """A recipe with few rows, so that its plan takes a moment."""
+    return compose(name, [f"data.rows_per_step={rows}"])
+
+
+def rows_of(run: RunConfig) -> Rows:
+    return Rows(steps=(imagined_step(run),), said="imagined")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run whose data are there."""
+    folder = make_data(tmp_path_factory.mktemp("plan"))
+    run = compose("quickstart_stage2")
+    stage = replace(run.stage, trainable=STAGES["stage2"])
+    return replace(run, model=model_config(), data=data_config(folder), stage=stage, parallel=ParallelConfig())
+
+
+def test_rows_are_the_recipes_own_where_its_data_are(small: RunConfig) -> None:
+    rows = stage_rows(small)
+    _, indexes, plan = open_data(small)
+    (step, *_) = drawn_steps(plan, indexes, 1)
+    assert rows.steps[0] == step and len(step.sizes) == small.data.rows_per_step
+    assert [row.tokens for row in step.sizes] == [row.num_tokens for row in step.plans]
+    assert [row.patches for row in step.sizes] == [row.num_patches for row in step.plans]
+    assert "drawn from 40 samples" in rows.said
+
+
+def test_rows_are_imagined_where_there_are_no_data(tmp_path: Path) -> None:
+    run = large("qwen2vl_7b_stage2")
+    rows = stage_rows(replace(run, data=replace(run.data, tokenizer=str(tmp_path / "none"))))
+    assert rows.said.startswith("imagined rows") and "no tokenizer.json" in rows.said
+    for row in (*rows.steps[0].sizes, *fullest_rows(run)):
+        assert row.tokens == run.data.tokens_per_row
+        assert row.patches <= run.data.patches_per_row
+    assert run.data.patches_per_row - 100 < fullest_rows(run)[0].patches  # four pictures need markers as well
+
+
+def test_a_plan_says_what_it_holds(small: RunConfig) -> None:
+    run = replace(small, parallel=ParallelConfig(tensor=2, pipeline=2, split="auto"))
+    plan = plan_stage(run, stage_rows(run), 8, H800)
+    assert plan.data_size == 2 and sum(plan.run.parallel.split or ()) == 4
+    for drawn, full in zip(plan.drawn, plan.fullest, strict=True):
+        assert drawn.weights == full.weights and drawn.most <= full.most
+        # Gradients are of fp32 and the rank's own, masters and moments three times that over the data axis.
+        assert drawn.optimizer == pytest.approx(drawn.gradients * 3 / 2, rel=0.01)
+    assert plan.tokens_per_second == plan.work.tokens / plan.time.seconds
+    assert 0 < plan.mfu < plan.machine.efficiency
+
+
+def test_more_rows_make_the_bubble_smaller() -> None:
+    layout = ["parallel.tensor=2", "parallel.pipeline=4", "parallel.split=null"]
+    plans = []
+    for rows in (8, 32):
+        run = compose("qwen2vl_2b_stage2", [f"data.rows_per_step={rows}", *layout])
+        plans.append(plan_stage(run, rows_of(run), 8, H800))
+    few, many = (plan.time.timeline.bubble for plan in plans)
+    assert many < few < 0.8
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    report = planned(
+        "qwen2vl_72b_stage3",
+        ["data.rows_per_step=16", "parallel.tensor=8", "parallel.pipeline=1", "parallel.split=null"],
+        Asked(gpus=8, machine=H800),
+    )
+    assert not report.good
+    refused, cure = report.lines[-2:]
+    assert refused.startswith("DOES NOT FIT: a rank of pipeline stage 0 may need ")
+    assert "73.8 are to be had" in refused and "no layout on 8; 32 are the fewest" in cure
+
+
+def test_a_search_without_a_find_is_refused() -> None:
+    with pytest.raises(PlanError, match="no layout that fits 8 H800: 32 are the fewest"):
+        planned("qwen2vl_72b_stage2", ["data.rows_per_step=16"], Asked(gpus=8, machine=H800, search=True))
+
+
+def test_a_search_ranks_what_fits_and_takes_the_least_recomputation() -> None:
+    run = large("qwen2vl_2b_stage2")
+    found = search(run, rows_of(run), 4, H800)
+    assert found and all(plan.fits for plan in found)
+    assert [plan.time.seconds for plan in found] == sorted(plan.time.seconds for plan in found)
+    roomy = search(run, rows_of(run), 4, machine_of("b200", 8, 50e9, 0.55))
+    cost = {"none": 0, "selective": 1, "full": 2}
+
+    def recomputed(plans: list[StagePlan]) -> dict[tuple[int, int, int], int]:
+        return {
+            (p.run.parallel.tensor, p.run.parallel.pipeline, p.run.parallel.chunks): cost[
+                p.run.parallel.recompute.vision
+            ]
+            + cost[p.run.parallel.recompute.language]
+            for p in plans
+        }
+
+    tight = recomputed(found)
+    assert all(again <= tight.get(layout, 9) for layout, again in recomputed(roomy).items())
+
+
+def test_the_smallest_world_is_a_power_of_two_or_none() -> None:
+    run = large("qwen2vl_72b_stage1", rows=8)
+    least = smallest_world(run, rows_of(run), H800)
+    assert least in (4, 8)
+    tiny = replace(H800, gpu=replace(H800.gpu, memory=4e9))
+    assert smallest_world(run, rows_of(run), tiny, most=16) is None
+
+
+def test_a_family_is_its_three_stages() -> None:
+    assert recipes_of("qwen2vl_2b") == [f"qwen2vl_2b_stage{n}" for n in (1, 2, 3)]
+    assert recipes_of("quickstart_language") == ["quickstart_language"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h9000"], "--gpu h9000 is not known; known are b200"),
+        (["--efficiency", "1.5"], "--efficiency 1.5 is a share"),
+        (["--network", "0"], "--network 0 is in GB/s"),
+        (["--gpus", "3", "parallel.tensor=2"], "3 processes cannot be shared"),
+        (["--gpus", "4", "parallel.tensor=4", "data.rows_per_step=8"], "cannot be split over parallel.tensor=4"),
+    ],
+)
+def test_a_wrong_question_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert end("plan", "--config-name", "qwen2vl_2b_stage2", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_json_has_what_the_lines_have(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpus", "8", "--gpu", "h200", "--price", "2", "--json", "data.rows_per_step=16"]
+    code = end("plan", "--config-name", "qwen2vl_2b_stage3", *arguments)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["recipe"] == "qwen2vl_2b_stage3" and found["gpus"] == 8 and code == (not found["fits"])
+    assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
+    assert found["memory"][0]["most"] <= found["memory_full_rows"][0]["most"]

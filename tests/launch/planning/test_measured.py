@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from launch.planning.timeline import passes
 from launch.planning.weights import Weights
 from model.build import build_model
 from model.placement import language_split
@@ -42,7 +41,7 @@ def test_planned_bytes_are_those_that_a_step_holds(
 def test_the_simulated_order_is_that_of_a_real_step(chunks: int, worlds: Worlds) -> None:
     parallel = ParallelConfig(pipeline=2, chunks=chunks)
     orders = worlds.run(2, pass_order, parallel=parallel, microbatches=4)
-    assert orders == [passes(rank, 2, chunks, 4) for rank in range(2)]
+    assert all(seen == simulated and len(seen) == 8 * chunks for seen, simulated in orders)
 
 
 @pytest.mark.parametrize("tied", [True, False])
