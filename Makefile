@@ -8,7 +8,7 @@ FOLDERS := train model data parallel launch
 # One thread a process: worlds of several processes share few cores, and threads that wait for each other cost more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format test-gpu clean
+.PHONY: quickstart test check format docs test-gpu clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m launch.quickstart $(ARGS)
@@ -24,6 +24,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# build/site/index.html opens from disk
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict
 
 # make prove-core [PLANT=defect]: with a planted defect the proof has to fail
 prove-%: $(STAMP)

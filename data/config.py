@@ -16,7 +16,9 @@ class SourceConfig:
     """One folder of shards and its index."""
 
     name: str
+    """What the source is called in metrics, faults and the quarantine; no two have the same."""
     path: str
+    """Folder of shards, `oss://BUCKET/PREFIX`, or PREFIX of megatron-core token files."""
     index: str | None = None
     """Folder of the index; None is PATH/index. Shards that lie in no folder (`oss://`) need one."""
     weight: float = 1.0
@@ -34,10 +36,15 @@ class ImageConfig:
     """Sizes in pixels. Defaults are those of the published Qwen2-VL `preprocessor_config.json`."""
 
     patch_size: int = 14
+    """Side of a patch in pixels; as in the model."""
     merge_size: int = 2
+    """Patches along one side of a visual token; as in the model."""
     temporal_patch_size: int = 2
+    """Frames that a patch spans. A picture counts as two equal ones."""
     min_pixels: int = 56 * 56
+    """A smaller picture is made larger, its shape kept."""
     max_pixels: int = 16384 * 28 * 28
+    """A larger picture is made smaller; at 28 x 28 pixels a visual token this is the most tokens a picture has."""
 
     @property
     def factor(self) -> int:
@@ -60,12 +67,17 @@ class VideoConfig:
     """Frame choice and sizes. Defaults: qwen-vl-utils, and the 16384 tokens a clip of the Qwen2-VL paper."""
 
     fps: float = 2.0
+    """Frames that are taken of each second."""
     min_frames: int = 4
+    """Frames a clip has at least, however short."""
     max_frames: int | None = 768
     """None: as many as fps asks for and max_tokens has room for."""
     min_pixels: int = 128 * 28 * 28
+    """Of a frame, where the clip has room for it."""
     max_pixels: int = 768 * 28 * 28
+    """Of a frame."""
     total_pixels: int = int(128000 * 28 * 28 * 0.9)
+    """Of all frames of a clip together; longer clips get smaller frames, but none below `min_pixels`."""
     max_tokens: int = 16384
     """Visual tokens a clip may have at most; wins over min_pixels, and over fps and min_frames."""
     timeout_seconds: float = 30.0
@@ -75,7 +87,9 @@ class VideoConfig:
     memory_bytes: int = 8 * 2**30
     """Resident memory at which a decoder's process is killed; there is one or two to a process that reads."""
     cache_dir: str | None = None
+    """Where decoded, resized frames are kept for other epochs, ranks and runs: a local disk. None: nowhere."""
     cache_bytes: int = 20 * 2**30
+    """Most that the cache holds; the frames longest unused go first."""
 
     def __post_init__(self) -> None:
         _check_pixels("video", self.min_pixels, self.max_pixels, 1)
@@ -105,11 +119,16 @@ class DataConfig:
     """Hugging Face tokenizer folder."""
     sources: tuple[SourceConfig, ...]
     tokens_per_row: int
+    """Room of a row in tokens, text and visual; the longest sample that can be trained on. A row is a microbatch, so
+    activations grow with it."""
     patches_per_row: int
+    """Room of a row in patches; merge_size squared (4) of them make a visual token."""
     rows_per_step: int
+    """Rows of an optimizer step, all replicas together: the global batch, which the number of GPUs does not change."""
     window: int
     """Samples that are packed together; more fill rows better and mix sources over a longer stretch."""
     seed: int
+    """Of the order of samples, and of nothing else."""
     weights_are: Literal["samples", "tokens"] = "samples"
     """What sources have their shares of. Of tokens: of what their samples have on average."""
     run_length: int = 1
@@ -123,6 +142,7 @@ class DataConfig:
     oss: OssConfig | None = None
     """How sources at `oss://` are reached; with none there must be no such source."""
     prefetch_steps: int = 2
+    """Steps that are read ahead of training."""
     workers: int = 2
     """Processes that read and decode for each replica; 0 reads in a thread of the trainer."""
     sample_seconds: float = 600.0

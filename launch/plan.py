@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.planning.search import search, smallest_world
+from launch.planning.search import leanest, search, smallest_world
 from launch.planning.show import layout_said, plan_data, plan_lines, ranking_lines
 from launch.planning.speed import Machine
 from launch.planning.stage import Rows, StagePlan, plan_stage, stage_rows
@@ -12,6 +12,7 @@ from launch.reports import Report
 from model.shards import report_lines, shard_report
 from parallel.gpus import GPUS
 from train.config import RunConfig
+from train.crosscheck import world_faults
 from train.resolve import RECIPES, compose
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -51,12 +52,19 @@ def machine_of(gpu: str, gpus_per_node: int, network_bandwidth: float, efficienc
     )
 
 
-def recipes_of(name: str) -> list[str]:
-    """The recipe itself, or the three stages of a family: qwen2vl_7b is qwen2vl_7b_stage1 and so on."""
+def recipes_of(name: str, gpus: int | None = None) -> list[str]:
+    """The recipe itself, or the three stages of a family: qwen2vl_7b is qwen2vl_7b_stage1 and so on, each by its recipe
+    for so many GPUs."""
     if (RECIPES / f"{name}.yaml").exists():
         return [name]
     stages = [f"{name}_{stage}" for stage in STAGES if (RECIPES / f"{name}_{stage}.yaml").exists()]
-    return stages or [name]
+    return [recipe_on(stage, gpus) for stage in stages] or [name]
+
+
+def recipe_on(name: str, gpus: int | None) -> str:
+    """NAME_GPUS, where so many GPUs have a recipe of their own; else NAME."""
+    own = f"{name}_{gpus}"
+    return own if (RECIPES / f"{own}.yaml").exists() else name
 
 
 def planned(name: str, overrides: Sequence[str], asked: Asked) -> Report:
@@ -67,7 +75,7 @@ def planned(name: str, overrides: Sequence[str], asked: Asked) -> Report:
     lines: list[str] = []
     data: list[dict[str, Any]] = []
     good = True
-    for recipe in recipes_of(name):
+    for recipe in recipes_of(name, asked.gpus):
         run = compose(recipe, list(overrides))
         said, found, fits = _stage(recipe, run, asked)
         lines += [*([""] if lines else []), *said]
@@ -81,6 +89,12 @@ def _stage(recipe: str, run: RunConfig, asked: Asked) -> tuple[list[str], dict[s
     rows = stage_rows(run)
     if asked.search:
         return _searched(recipe, run, rows, gpus, asked)
+    faults = world_faults(run, gpus)
+    if faults:
+        lines = [f"{recipe} DOES NOT RUN on {gpus} {asked.machine.gpu.name}: {'; '.join(faults)}"]
+        cure = _cure(run, rows, gpus, asked.machine)
+        lines.append(f"what would: {cure}")
+        return lines, {"recipe": recipe, "gpus": gpus, "fits": False, "cure": cure}, False
     plan = plan_stage(run, rows, gpus, asked.machine)
     lines = [f"{recipe}: {run.model.name}, {run.stage.name} ({', '.join(run.stage.trainable)} learn)"]
     if asked.parameters:
@@ -97,7 +111,8 @@ def _searched(
     found = search(run, rows, gpus, asked.machine)
     if not found:
         raise PlanError(
-            f"{recipe} has no layout that fits {gpus} {asked.machine.gpu.name}: {_smallest(run, rows, asked.machine)}"
+            f"{recipe} has no layout that fits {gpus} {asked.machine.gpu.name}: "
+            f"{no_layout(run, rows, gpus, asked.machine)}"
         )
     head = f"{recipe}: layouts that fit {gpus} {asked.machine.gpu.name}, fastest first; {rows.said}"
     data = {"recipe": recipe, "layouts": [plan_data(plan, asked.price) for plan in found]}
@@ -119,7 +134,19 @@ def _cure(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> str:
         return (
             f"{layout_said(found[0].run.parallel)} ({found[0].most / 1e9:.1f} GB, {found[0].time.seconds:.1f} s a step)"
         )
-    return f"no layout on {gpus}; {_smallest(run, rows, machine)}"
+    return f"no layout on {gpus}: {no_layout(run, rows, gpus, machine)}"
+
+
+def no_layout(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> str:
+    """Why none fits, and the fewest GPUs of which one does."""
+    least = leanest(run, rows, gpus, machine)
+    if least is None:
+        return f"the model and its rows have none; {_smallest(run, rows, machine)}"
+    layout, nbytes = least
+    return (
+        f"the leanest, tensor {layout.tensor} x pipeline {layout.pipeline} with all recomputed, takes "
+        f"{nbytes / 1e9:.1f} GB a rank, and {machine.room / 1e9:.1f} are to be had; {_smallest(run, rows, machine)}"
+    )
 
 
 def _smallest(run: RunConfig, rows: Rows, machine: Machine) -> str:

@@ -9,14 +9,23 @@ class VisionConfig:
     """The vision tower: a bidirectional transformer over 2x14x14 patches with 2-D rotary positions."""
 
     depth: int
+    """Blocks."""
     embed_dim: int
+    """Width."""
     num_heads: int
+    """Attention heads, of embed_dim / num_heads each."""
     mlp_ratio: int = 4
+    """Width of the feed-forward part over `embed_dim`."""
     patch_size: int = 14
+    """Side of a patch in pixels."""
     temporal_patch_size: int = 2
+    """Frames that a patch spans."""
     spatial_merge_size: int = 2
+    """Patches along one side of the block that the merger makes one visual token of."""
     in_channels: int = 3
+    """Colours."""
     layernorm_eps: float = 1e-6
+    """Added to the variance in the tower's and the merger's norms."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "model.vision")
@@ -50,18 +59,29 @@ class LanguageConfig:
     """The Qwen2 decoder."""
 
     hidden_size: int
+    """Width."""
     num_layers: int
+    """Decoder layers."""
     num_heads: int
+    """Query heads."""
     num_kv_heads: int
+    """Key and value heads, each for num_heads / num_kv_heads query heads; the most that `parallel.tensor` can be."""
     ffn_size: int
+    """Width of the feed-forward part (SwiGLU)."""
     vocab_size: int
+    """Rows of the embedding; at least the tokenizer's."""
     mrope_section: tuple[int, int, int]
     """Rotary frequency pairs that follow the temporal, height and width position; they sum to head_dim / 2."""
     tie_embeddings: bool = False
+    """The head is the embedding's matrix."""
     max_positions: int = 32768
+    """Largest position that the model is made for, as published; a conversation beyond it is refused."""
     rope_theta: float = 1_000_000.0
+    """Base of the rotary frequencies."""
     rms_norm_eps: float = 1e-6
+    """Added to the mean square in the norms. Published checkpoints say 1e-6; transformers' default is 1e-5."""
     head_size: int | None = None
+    """Of one head; None is hidden_size / num_heads."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "model.language")
@@ -94,6 +114,7 @@ class ModelConfig:
     """A whole model. Without `vision` it is the language model alone, which is how the quickstart grows its own."""
 
     name: str
+    """What the model is called on the terminal and in reports."""
     language: LanguageConfig
     vision: VisionConfig | None = None
 

@@ -16,7 +16,10 @@ class RecomputeConfig:
     """Recomputation of each tower. The vision tower's patches far outnumber the language model's tokens."""
 
     vision: Recompute = "none"
+    """Of the tower's blocks. Full costs one more forward pass of the tower and keeps one input a block."""
+
     language: Recompute = "none"
+    """Of the decoder's layers. Full costs one more forward pass of them and keeps one input a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,17 +11,16 @@ from train.resolve import RECIPES, compose
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    "README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md", "docs/model.md", "docs/data.md",
-    "docs/data_format.md",
+    "README.md", "CONTRIBUTING.md", "docs/install.md", "docs/first_run.md", "docs/recipes.md", "docs/stages.md",
+    "docs/troubleshooting.md", "docs/architecture.md", "docs/model.md", "docs/data.md", "docs/data_format.md",
 ]  # fmt: skip
-_MORE = ("oss", "video", "proofs", "parallelism", "performance", "faults", "clusters", "diagnosing", "evaluating")
-LINKING = [*PAGES, *(f"docs/{name}.md" for name in _MORE)]
+LINKING = [*PAGES, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in PAGES)]
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 _LITERAL = re.compile(r"```.*?```|`[^`\n]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"^ {4,}(\S.*)$|`([^`\n]+)`", re.MULTILINE)
 COMMANDS = ("make", "triptych", "launch/torchrun.sh", "sbatch", "python")
-PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", ".venv", "SOURCE/", "SHARDS/", "index/")
+PLACEHOLDERS = ("datasets/", "pretrained/", "runs/", "build/", ".venv", "SOURCE/", "SHARDS/", "index/")
 
 
 def typed(page: str) -> list[list[str]]:

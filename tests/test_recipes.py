@@ -1,39 +1,64 @@
 """Every file in recipes/ loads, is short, and stands in the table."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from train.resolve import RECIPES, compose
+from train.resolve import RECIPES, RecipeError, compose
 
 RUNS = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
 FILES = sorted(RECIPES.rglob("*.yaml"))
 QWEN2VL = {"qwen2vl_2b": 2_208_985_600, "qwen2vl_7b": 8_291_375_616, "qwen2vl_72b": 73_405_560_320}
 
 
-def _table() -> dict[str, list[str]]:
-    rows = [line.strip("| ").split(" | ") for line in (RECIPES / "README.md").read_text().splitlines() if "| `" in line]
-    return {row[0].strip("`"): row for row in rows}
-
-
-def _processes(name: str) -> int:
-    return int(_table()[name][4].split()[0])
+PAGE = RECIPES.parent / "docs" / "recipes.md"
+LAYOUT = re.compile(r"^\| `(\w+)` \| (\d+) \| ((\d+) x (\d+) x (\d+)|none fits.*?) \|", re.MULTILINE)
+TABLE = LAYOUT.findall(PAGE.read_text())
+"""Recipe, GPUs, layout, and its axes where there is one."""
 
 
 def test_there_are_recipes() -> None:
     assert len(RUNS) >= 13
+    assert len(TABLE) == 3 * 3 * 3
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_recipe_loads_on_the_processes_its_table_row_names(name: str) -> None:
-    run = compose(name, world_size=_processes(name))
-    assert name.endswith(run.stage.name)
-    layout = _table()[name][3]
-    if "DP" in layout:
-        axes = dict(part.split() for part in layout.split(" x "))
-        assert run.parallel.tensor == int(axes.get("TP", 1))
-        assert run.parallel.pipeline == int(axes.get("PP", 1))
-        assert run.parallel.data_size(_processes(name)) == int(axes["DP"])
+def test_recipe_loads(name: str) -> None:
+    run = compose(name)
+    assert name == "first_run" or re.sub(r"_\d+$", "", name).endswith(run.stage.name)
+    size = run.parallel.tensor * run.parallel.pipeline
+    assert compose(name, world_size=size) == run
+
+
+@pytest.mark.parametrize(("name", "gpus", "layout", "tensor", "pipeline", "data"), TABLE)
+def test_recipe_has_the_layout_of_its_row(
+    name: str, gpus: str, layout: str, tensor: str, pipeline: str, data: str
+) -> None:
+    if layout.startswith("none"):
+        with pytest.raises(RecipeError, match="processes cannot be shared"):
+            compose(name, world_size=int(gpus))
+        return
+    parallel = compose(name, world_size=int(gpus)).parallel
+    assert (parallel.tensor, parallel.pipeline, parallel.data_size(int(gpus))) == (
+        int(tensor),
+        int(pipeline),
+        int(data),
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if re.search(r"_\d+$", name)])
+def test_the_number_of_gpus_changes_nothing_that_is_learnt(name: str) -> None:
+    other = compose(re.sub(r"_\d+$", "", name))
+    assert replace(compose(name), parallel=other.parallel, checkpoint=other.checkpoint) == other
+
+
+def test_a_recipe_that_is_not_there_names_what_is_meant() -> None:
+    with pytest.raises(RecipeError, match=r"plan --config-name qwen2vl_72b_stage2 --gpus 8` says whether it fits"):
+        compose("qwen2vl_72b_stage2_8")
+    with pytest.raises(RecipeError, match="did you mean qwen2vl_7b_stage2"):
+        compose("qwen2_vl_7b_stage2")
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("quickstart")])
@@ -44,8 +69,9 @@ def test_quickstart_takes_any_small_layout(name: str, layout: str, processes: in
     compose(name, [f"parallel={layout}"], world_size=processes)
 
 
-def test_the_table_lists_exactly_the_recipes() -> None:
-    assert sorted(_table()) == RUNS
+def test_the_tables_list_exactly_the_recipes() -> None:
+    named = set(re.findall(r"^\| `(first_run|quickstart_\w+|qwen2vl_2b_parts_\w+)` \|", PAGE.read_text(), re.MULTILINE))
+    assert sorted(named | {row[0] for row in TABLE}) == RUNS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(RECIPES)))

@@ -13,6 +13,7 @@ class StageConfig:
     """What one training stage trains, for how long, and how fast."""
 
     name: str
+    """What the stage is called on the terminal, in metrics and in the report."""
     trainable: tuple[str, ...]
     """Parts that learn, out of vision, merger, language. The others get no gradient and no optimizer state."""
     learning_rates: dict[str, float]
@@ -30,6 +31,7 @@ class StageConfig:
     warmup: float = 0.01
     """Share of the length over which the rate climbs from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls from its peak to `final_rate` after the warmup."""
     final_rate: float = 0.1
     """Rate at the end as a share of the peak; not read by `constant`."""
 
@@ -39,10 +41,13 @@ class OptimizerConfig:
     """AdamW."""
 
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the mean of gradients and of their squares."""
     eps: float = 1e-8
+    """Added to the root of the mean square that an update is divided by."""
     weight_decay: float = 0.05
     """Applies to matrices; norms and biases are not decayed. stage.weight_decays has it part by part."""
     clip_norm: float = 1.0
+    """Norm of the whole gradient, all parts and ranks together, above which it is scaled down to it."""
     skip_non_finite: int = 0
     """Steps in a row that are left out, and recorded, where loss or gradient is not finite; the next one stops the
     run. 0 stops at the first."""
@@ -113,6 +118,7 @@ class LogConfig:
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """Offline writes below the run's folder, for `wandb sync`."""
     wandb_project: str = "triptych"
+    """The project in wandb that the run is listed under."""
     tensorboard: bool = False
     """Event files in RUN/tensorboard; needs the package `tensorboard`."""
 
@@ -159,8 +165,11 @@ class RunConfig:
     """The root: everything `python -m train` needs."""
 
     run_dir: str
+    """Folder of the run: its recipe, metrics, checkpoints and faults. All nodes share it."""
     seed: int = 0
+    """Of first weights that are drawn; recipes give `data.seed` the same."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Of weights and activations. Gradients are summed, and masters and moments kept, in fp32 either way."""
     resume: bool = False
     """Go on from the newest usable checkpoint in `run_dir`; `triptych resume` sets it."""
     new_segment: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """The last place a DictConfig exists: a composed recipe goes in, a typed and checked RunConfig comes out."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,12 @@ def compose(
 
     For tools and tests; a training process gets its DictConfig from `hydra.main`. Raises RecipeError.
     """
+    folder = (folder or RECIPES).resolve()
+    if not (folder / f"{name.removesuffix('.yaml')}.yaml").exists():
+        raise RecipeError(f"there is no recipe {name} in {folder}{_near(name, folder)}")
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str((folder or RECIPES).resolve()), version_base=None):
+        with hydra.initialize_config_dir(str(folder), version_base=None):
             raw = hydra.compose(name, loosen(overrides or []))
     except (HydraException, ValueError) as fault:  # a group that is given a number is a ValueError to Hydra
         raise RecipeError(f"recipe {name} does not compose: {fault}") from fault
@@ -142,6 +146,15 @@ def check_saved(text: str) -> None:
     other = [str(key) for key in ours if not isinstance(found, dict) or found.get(key) != ours[key]]
     if other:
         raise RecipeError(f"the saved recipe has another {' and '.join(other)} than checkpoints are written with")
+
+
+def _near(name: str, folder: Path) -> str:
+    """Recipes that may be meant; NAME_8 is NAME, where 8 GPUs have no recipe of their own."""
+    stem, _, count = name.rpartition("_")
+    if count.isdigit() and (folder / f"{stem}.yaml").exists():
+        return f"; {stem} is the recipe, and `triptych plan --config-name {stem} --gpus {count}` says whether it fits"
+    close = difflib.get_close_matches(name, [path.stem for path in folder.glob("*.yaml")])
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _key_of(argument: str) -> tuple[str, str]:

@@ -1,4 +1,6 @@
-"""`python -m data.samples --out DIR [--seed N]`: make the sample data set, or leave it alone if it is already there."""
+"""`python -m data.samples --out DIR [--seed N] [--fraction F]`: make the sample data set, or leave it alone if it is
+already there.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ HELDOUT_DOCUMENTS = ("captions", "text")
 PACKAGES = ("scikit-learn", "scikit-image", "matplotlib", "pillow", "av", "numpy", "tokenizers", "webdataset")
 
 
-def fingerprint(seed: int) -> dict[str, object]:
-    """What the bytes depend on: the seed, this folder's source files and the packages behind the material."""
+def fingerprint(seed: int, fraction: float = 1.0) -> dict[str, object]:
+    """What the bytes depend on: the seed, the share that is made, this folder's source files and the packages behind
+    the material.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return {"seed": seed, "generator": digest.hexdigest(), "packages": {name: version(name) for name in PACKAGES}}
+    packages = {name: version(name) for name in PACKAGES}
+    return {"seed": seed, "fraction": fraction, "generator": digest.hexdigest(), "packages": packages}
 
 
 def _tokenizer_texts(seed: int) -> list[str]:
@@ -42,7 +47,7 @@ def _tokenizer_texts(seed: int) -> list[str]:
 def make(out: Path, seed: int, fraction: float = 1.0) -> dict[str, object]:
     """Write everything below `out`, with `fraction` of the training samples; DONE.json comes last and is returned."""
     started = time.monotonic()
-    done: dict[str, object] = fingerprint(seed)
+    done: dict[str, object] = fingerprint(seed, fraction)
     counts = {}
     train_tokenizer(_tokenizer_texts(seed), out / "tokenizer")
     for source in TRAIN_SOURCES:
@@ -67,17 +72,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its old sample data are removed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the training samples; default: all")
     options = parser.parse_args()
+    if not 0 < options.fraction <= 1:
+        parser.error(f"--fraction {options.fraction:g} is a share of the training samples; give 0 < share <= 1")
     marker = options.out / "DONE.json"
     if marker.is_file():
         old = json.loads(marker.read_text())
-        if fingerprint(options.seed).items() <= old.items():
+        if fingerprint(options.seed, options.fraction).items() <= old.items():
             print(f"sample data: {options.out} is up to date")
             return
     marker.unlink(missing_ok=True)
     for part in ("train", "heldout", "tokenizer"):
         shutil.rmtree(options.out / part, ignore_errors=True)
-    make(options.out, options.seed)
+    make(options.out, options.seed, options.fraction)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class OssConfig:
     connections: int = 8
     """At most so many at a time in one process."""
     connect_seconds: float = 3.0
+    """To reach the endpoint at all."""
     read_seconds: float = 15.0
     """Silence after which an answer is given up."""
     deadline_seconds: float = 300.0
@@ -64,7 +65,9 @@ class OssConfig:
     min_bytes_per_second: float = 16384.0
     """A body that is slower once `read_seconds` have passed is broken off and resumed."""
     first_backoff_seconds: float = 0.2
+    """The first pause before a retry is at most this; each one after it at most twice as long."""
     longest_backoff_seconds: float = 20.0
+    """No pause is longer."""
     limiter: LimiterConfig = field(default_factory=LimiterConfig)
 
     def __post_init__(self) -> None:

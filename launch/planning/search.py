@@ -60,6 +60,17 @@ def search(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> list[Stag
     return sorted(found, key=lambda plan: plan.time.seconds)
 
 
+def leanest(run: RunConfig, rows: Rows, gpus: int, machine: Machine) -> tuple[ParallelConfig, int] | None:
+    """The layout whose fullest rank takes least, and how many bytes; None where the model has no layout at all."""
+    weights: dict[int, Weights] = {}
+    found = []
+    for layout in candidates(run, gpus, machine):
+        least = replace(layout, recompute=_RECOMPUTE[-1])
+        tried = replace(run, parallel=least)
+        found.append((least, fullest_bytes(tried, rows, gpus, _weights(run, layout, weights))))
+    return min(found, key=lambda pair: pair[1], default=None)
+
+
 def smallest_world(run: RunConfig, rows: Rows, machine: Machine, most: int = 4096) -> int | None:
     """The least power of two of GPUs on which some layout fits; None up to `most`."""
     weights: dict[int, Weights] = {}

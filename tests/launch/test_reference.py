@@ -21,3 +21,10 @@ def test_every_key_on_the_page_is_one_of_a_recipe() -> None:
     kinds = typing.get_type_hints(RunConfig)
     told = {key for key, default in keys if "." not in key and not default.strip()}
     assert told == {key for key in needed if not dataclasses.is_dataclass(kinds[key])}
+
+
+def test_every_key_says_what_it_is_for() -> None:
+    silent = re.findall(r"^\| `([^`]+)` \| [^|]* \| [^|]* \|  \|$", page(), flags=re.M)
+    assert silent == [], "write a docstring under these fields"
+    groups = re.findall(r"^## (.+)\n\n\n", page(), flags=re.M)
+    assert groups == []
