@@ -57,6 +57,8 @@ class RunLock:
             file.truncate(0)
             host = socket.gethostname()
             file.write(f"process {os.getpid()} of {host}, ranks meet at {_meeting()}, since {now()}\n".encode())
+            # NFS writes it when the file is closed, else half a minute late: other nodes would find no name there.
+            os.fsync(file.fileno())
             self._file = file
 
 

@@ -1,5 +1,6 @@
 """`triptych checkpoint list|diff|prune|average`, and what each says with --json."""
 
+import errno
 import json
 import math
 import os
@@ -171,6 +172,22 @@ def test_what_a_run_deletes_while_it_is_verified_is_no_damage(
     assert len(told) == 3 and {attempt.path for attempt in commits.attempts(tmp_path)} == {paths[30]}
 
 
+def test_a_seal_that_goes_while_it_is_read_is_said_and_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, read = toy_run(tmp_path, {10: 3.0, 20: 2.0}), Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == paths[10] / commits.FILES:
+            (paths[10] / commits.COMMIT).unlink()
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "faults", lambda commit: [])
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert end("checkpoint", "verify", str(tmp_path)) == 0
+    assert "deleted while it was read" in capsys.readouterr().out.splitlines()[1]
+
+
 def test_pruning_goes_on_beside_a_run_that_prunes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +198,51 @@ def test_pruning_goes_on_beside_a_run_that_prunes(
     assert not commits.problems(paths[40])
     assert [path.parent for path in tmp_path.glob("checkpoints/*/PRUNED")] == [paths[10]], "both refer to its tower"
     capsys.readouterr()
+
+
+def test_what_a_run_seals_while_a_tool_deletes_keeps_what_it_refers_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
+    seal = paths[30] / commits.COMMIT
+    sealed, read, looked = seal.read_bytes(), pruning.listed_files, list[Path]()
+    seal.unlink()
+
+    def listed_files(path: Path) -> dict[str, commits.FileEntry]:
+        looked.append(path)
+        if len(looked) == 1:  # the list that the tool has made has neither of the two any more
+            seal.write_bytes(sealed)
+            pruning.prune(tmp_path, 1, paths[30])
+        return read(path)
+
+    monkeypatch.setattr(pruning, "listed_files", listed_files)
+    pruning.delete(tmp_path, [paths[10]])
+    assert looked[0] == paths[20] and [each.path for each in commits.attempts(tmp_path)] == [paths[30]]
+    assert not commits.problems(paths[30]), "its tower lies in what was deleted"
+
+
+def test_a_deleted_file_that_is_still_read_over_nfs_stops_no_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
+    held = {path / ".nfs0000000000a1" for path in (paths[10], paths[20])}
+    for file in held:
+        file.touch()
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path in held:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    pruning.prune(tmp_path, 1, paths[30])
+    assert {file.name for file in paths[20].iterdir()} == {".nfs0000000000a1", "PRUNED"}
+    assert not commits.problems(paths[30])
+    monkeypatch.undo()
+    (paths[20] / ".nfs0000000000a1").unlink()
+    pruning.prune(tmp_path, 1, paths[30])
+    assert not paths[20].exists()
 
 
 def test_unfinished_folders_go_once_their_writer_has_gone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,16 @@ def test_a_fault_after_all_was_saved_leaves_the_verdict(tmp_path: Path) -> None:
     clear_ending(tmp_path)  # the next start
     conclude(tmp_path, "failed", "rank 0: OSError", 3)
     assert (ending := read_ending(tmp_path)) is not None and ending.verdict == "failed"
+
+
+def test_other_nodes_can_read_who_has_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS keeps what was written until the file is closed, which this one never is, or fsync."""
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda _: written.append((tmp_path / LOCK).read_bytes()))
+    held = RunLock(tmp_path)
+    held.take()
+    assert len(written) == 1 and written[0].startswith(f"process {os.getpid()} of ".encode())
+    held._file.close()  # type: ignore[union-attr]
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(

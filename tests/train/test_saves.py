@@ -335,7 +335,24 @@ def shares_are_even(rank: int, folder: Path) -> None:
                 assert torch.equal(reader.read(name), truth("weight", name, torch.bfloat16))
 
 
-CASES = (a_rank_that_hangs_is_given_up_by_all, a_slow_seal_is_one_for_all_or_for_none, shares_are_even)
+def no_rank_goes_on_while_rank_0_deletes(rank: int, folder: Path) -> None:
+    made, _ = checkpoints(ToyRank(Layout(dp=2), rank).fill(), folder / "deletes")
+    go_on, prune, gone = threading.Event(), pruning.prune, folder / "gone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "prune", lambda *given, **named: (go_on.wait(60), prune(*given, **named), gone.touch()))
+        made.save(1, {}, "")
+        made.settle()
+        threading.Timer(0.5, go_on.set).start()
+        made.finish()
+    assert gone.exists()
+
+
+CASES = (
+    a_rank_that_hangs_is_given_up_by_all,
+    a_slow_seal_is_one_for_all_or_for_none,
+    shares_are_even,
+    no_rank_goes_on_while_rank_0_deletes,
+)
 
 
 def in_world(case: Callable[..., None], folder: Path) -> None:

@@ -156,10 +156,10 @@ def listed_files(path: Path) -> dict[str, FileEntry]:
     if not (path / COMMIT).is_file():
         raise ValueError("it was never finished (no COMMIT)")
     try:
-        raw = (path / FILES).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{FILES} cannot be read: {error}") from error
-    return parse_files(raw, (path / COMMIT).read_bytes())
+        raw, sealed = (path / FILES).read_bytes(), (path / COMMIT).read_bytes()
+    except OSError as error:  # as of one that is deleted just now: COMMIT goes first
+        raise ValueError(f"{Path(error.filename or FILES).name} cannot be read: {error}") from error
+    return parse_files(raw, sealed)
 
 
 def parse_files(raw: bytes, sealed: bytes) -> dict[str, FileEntry]:

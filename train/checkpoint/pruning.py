@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from train.checkpoint import disk
-from train.checkpoint.commits import COMMIT, PRUNED, Attempt, attempts, is_sealed, listed_files
+from train.checkpoint.commits import COMMIT, PRUNED, Attempt, attempts, listed_files
 from train.checkpoint.retention import Policy
 
 ABANDONED_SECONDS = 86400.0
 """An unfinished folder that nothing was written to for so long has no writer any more."""
+_OPEN = ".nfs"
+"""NFS keeps a deleted file under such a name as long as a process of the same node reads it; it cannot be deleted."""
 
 
 def prune(
@@ -69,18 +71,28 @@ def delete(run_dir: str | Path, paths: Iterable[Path]) -> None:
         with suppress(FileNotFoundError):
             (path / COMMIT).unlink()
             disk.sync_folder(path)
-    needed = set()  # looked for last, as the run may have sealed another one meanwhile
-    for attempt in readable(run_dir):
-        try:
-            needed |= {(entry.folder, name) for name, entry in listed_files(attempt.path).items()}
-        except (OSError, ValueError):
-            if is_sealed(attempt.path):
-                raise
+    needed = _needed(run_dir)  # looked for last, as the run may have sealed another one meanwhile
     for marker in (Path(run_dir) / "checkpoints").glob(f"step_*/{PRUNED}"):
         folder = marker.parent
         with suppress(FileNotFoundError):
             for file in folder.iterdir():
-                if file != marker and (folder.name, file.name) not in needed:
+                if file != marker and not file.name.startswith(_OPEN) and (folder.name, file.name) not in needed:
                     file.unlink(missing_ok=True)
             if all(file == marker for file in folder.iterdir()):
                 shutil.rmtree(folder)
+
+
+def _needed(run_dir: str | Path) -> set[tuple[str, str]]:
+    """(folder, file) of all that sealed checkpoints refer to.
+
+    Looked at until nothing was sealed or deleted meanwhile: a run that seals one and deletes the one before may do so
+    between two looks into its folder, and neither would count.
+    """
+    needed: set[tuple[str, str]] = set()
+    seen: set[Path] | None = None
+    while (sealed := {attempt.path for attempt in attempts(run_dir) if attempt.sealed}) != seen:
+        seen, needed = sealed, set()
+        for path in sealed:
+            with suppress(OSError, ValueError):
+                needed |= {(entry.folder, name) for name, entry in listed_files(path).items()}
+    return needed

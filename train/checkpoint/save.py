@@ -145,13 +145,16 @@ class Saver:
         self._wait_for_threads(min(_LET_GO_SECONDS, self._seconds / 4), self._seconds_left)
 
     def finish(self) -> None:
-        """The same for the last save of a run, which gets all of its time; rank 0 waits for older ones to go, too."""
+        """The same for the last save of a run, which gets all of its time; all ranks wait for older ones to go, too, so
+        that none is alone in what comes next, be it a collective."""
         self._wait(lambda: math.inf)
         last = self._last
         if last is not None and last.written.is_set():
             # What has failed is deleted once all threads have let go of it, and one may never.
             patience = self._seconds if last.verdict()[0] is None else min(_LET_GO_SECONDS, self._seconds)
-            last.tidied.wait(max(0.0, min(patience, self._seconds_left())))
+            end = time.monotonic() + min(patience, self._seconds_left())
+            while not last.is_tidy and time.monotonic() < end:
+                time.sleep(self._pause)
 
     def _wait(self, seconds_left: Callable[[], float]) -> None:
         """For the verdict on the save that is under way now."""

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class Save:
         fault, seconds = json.loads(self.keys.get("verdict"))
         return fault, seconds
 
+    @property
+    def is_tidy(self) -> bool:
+        """Whether the thread of rank 0 has deleted what there was to delete."""
+        return self.keys.check(["tidy"])
+
     def is_left(self, ranks: int) -> bool:
         """Whether no thread of any of so many ranks writes for it any more."""
         return self.keys.add("left", 0) >= ranks
@@ -107,6 +113,9 @@ class Writing:
         except Exception as error:
             log.warning("checkpoints of %s were not tidied up: %s", self._run_dir, words_of(error))
         save.tidied.set()
+        if self._rank == 0:
+            with suppress(dist.DistError):
+                keys.set("tidy", "")
 
     def _written(self, save: Save) -> str | None:
         """Write this rank's part, on rank 0 the rest as well; what this rank knows to speak against the whole."""
