@@ -72,7 +72,12 @@ def test_a_plan_says_what_it_holds(small: RunConfig) -> None:
 
 
 def test_more_rows_make_the_bubble_smaller() -> None:
-    layout = ["parallel.tensor=2", "parallel.pipeline=4", "parallel.split=null"]
+    layout = [
+        "parallel.tensor=2",
+        "parallel.pipeline=4",
+        "parallel.split=null",
+        "parallel.recompute={vision:none,language:none}",
+    ]
     plans = []
     for rows in (8, 32):
         run = compose("qwen2vl_2b_stage2", [f"data.rows_per_step={rows}", *layout])
@@ -90,11 +95,12 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert not report.good
     refused, cure = report.lines[-2:]
     assert refused.startswith("DOES NOT FIT: a rank of pipeline stage 0 may need ")
-    assert "73.8 are to be had" in refused and "no layout on 8; 32 are the fewest" in cure
+    assert "73.8 are to be had" in refused and "no layout on 8: the leanest, tensor 8 x" in cure
+    assert "73.8 are to be had; 32 are the fewest" in cure
 
 
 def test_a_search_without_a_find_is_refused() -> None:
-    with pytest.raises(PlanError, match="no layout that fits 8 H800: 32 are the fewest"):
+    with pytest.raises(PlanError, match=r"no layout that fits 8 H800: the leanest, .*; 32 are the fewest"):
         planned("qwen2vl_72b_stage2", ["data.rows_per_step=16"], Asked(gpus=8, machine=H800, search=True))
 
 
@@ -138,13 +144,20 @@ def test_a_family_is_its_three_stages() -> None:
         (["--gpu", "h9000"], "--gpu h9000 is not known; known are b200"),
         (["--efficiency", "1.5"], "--efficiency 1.5 is a share"),
         (["--network", "0"], "--network 0 is in GB/s"),
-        (["--gpus", "3", "parallel.tensor=2"], "3 processes cannot be shared"),
         (["--gpus", "4", "parallel.tensor=4", "data.rows_per_step=8"], "cannot be split over parallel.tensor=4"),
     ],
 )
 def test_a_wrong_question_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert end("plan", "--config-name", "qwen2vl_2b_stage2", *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_axes_that_do_not_fill_the_gpus_are_told_with_a_layout_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpus", "3", "parallel.tensor=2", "data.rows_per_step=6"]
+    assert end("plan", "--config-name", "qwen2vl_2b_stage2", *arguments) == 1
+    told = capsys.readouterr().out
+    assert "DOES NOT RUN on 3 H100: 3 processes cannot be shared" in told
+    assert "what would: parallel.tensor=1 parallel.pipeline=1" in told
 
 
 def test_json_has_what_the_lines_have(capsys: pytest.CaptureFixture[str]) -> None:
