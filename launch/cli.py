@@ -86,15 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_index(commands.add_parser("index", help="index a folder of shards, once before training on it"))
 
-    inspect = commands.add_parser("inspect", help="what a source of samples holds")
-    add_source(inspect, "indexed folder of shards, oss://BUCKET/PREFIX, or PREFIX of token files")
-    inspect.add_argument("--index", type=Path, help="folder of the index; default: SOURCE/index")
-    inspect.add_argument("--sample", type=int, help="show this sample as well")
-    inspect.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
-    inspect.add_argument("--samples", type=at_least_one, default=12, help="on the page, taken evenly; default: 12")
-    inspect.add_argument("--config-name", metavar="RECIPE", help="with --sample or --html: what a run of it is fed")
-    inspect.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe: data.tokenizer=FOLDER")
-    inspect.set_defaults(command=_inspect)
+    _add_inspect(commands.add_parser("inspect", help="what a source of samples holds"))
 
     _add_chat(commands.add_parser("chat", help="talk to a trained model"))
 
@@ -111,6 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
     quickstart.set_defaults(command=_quickstart)
     return parser
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add_source(parser, "indexed folder of shards, oss://BUCKET/PREFIX, or PREFIX of token files")
+    parser.add_argument("--index", type=Path, help="folder of the index; default: SOURCE/index")
+    parser.add_argument("--sample", type=int, help="show this sample as well")
+    parser.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of samples with their pictures")
+    parser.add_argument("--samples", type=at_least_one, default=12, help="on the page, taken evenly; default: 12")
+    parser.add_argument("--config-name", metavar="RECIPE", help="with --sample or --html: what a run of it is fed")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe: data.tokenizer=FOLDER")
+    parser.set_defaults(command=_inspect)
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
