@@ -154,7 +154,8 @@ class Trainer:
         try:
             return self.checkpoints.finish()
         except CheckpointError as fault:
-            if not self.stop.heard or self.checkpoints.newest is None:
+            # A signal reaches ranks one after the other, and all have to leave alike.
+            if not any_of(None, self.stop.heard) or self.checkpoints.newest is None:
                 raise
             return fault
 

@@ -5,13 +5,14 @@ from tests.prove import (
     launch_evaluate,
     launch_plan,
     launch_preflight,
+    launch_recipes,
     launch_slurm,
     launch_watch,
 )
 from tests.prove.case import Case
 from tests.prove.driver import main
 
-TOPICS = (launch_slurm, launch_preflight, launch_plan, launch_watch, launch_diagnose, launch_evaluate)
+TOPICS = (launch_slurm, launch_preflight, launch_plan, launch_recipes, launch_watch, launch_diagnose, launch_evaluate)
 
 
 def all_cases() -> dict[str, Case]:

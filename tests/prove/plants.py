@@ -17,6 +17,7 @@ from tests.prove import (
     launch_defects,
     launch_diagnose_defects,
     launch_plan_defects,
+    launch_recipes_defects,
     launch_watch_defects,
     parallel_awkward_defects,
     parallel_faults_defects,
@@ -105,7 +106,14 @@ _OF_DATA = tuple(
     )
 )
 _OF_LAUNCH = tuple(
-    topic.PLANTS for topic in (launch_defects, launch_plan_defects, launch_watch_defects, launch_diagnose_defects)
+    topic.PLANTS
+    for topic in (
+        launch_defects,
+        launch_plan_defects,
+        launch_recipes_defects,
+        launch_watch_defects,
+        launch_diagnose_defects,
+    )
 )
 _ENDING = {"each_rank_alone", *checkpoint_defects.ENDING}
 """Ranks part: one leaves a step out and the others wait for it; and those of checkpoint_defects.py."""

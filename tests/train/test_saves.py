@@ -124,6 +124,21 @@ def test_frozen_parts_are_written_once_and_kept_while_they_are_referred_to(
     assert any(file in problem for problem in commits.problems(paths[7]))
 
 
+def test_a_file_that_is_gone_is_not_referred_to_but_written_anew(tmp_path: Path) -> None:
+    made, told = checkpoints(one().fill(), tmp_path, keep=3)
+    made.save(1, {}, "")
+    first = made.finish()
+    assert first is not None
+    (first.path / "vision.00000.safetensors").unlink()  # by hand, or with a disk
+    for step in (2, 3):
+        made.save(step, {}, "")
+        made.settle()
+    refused, third = told[1:]
+    assert refused.fault is not None and f"{first.path.name}/vision.00000.safetensors are not as" in refused.fault
+    assert third.fault is None and (third.path / "vision.00000.safetensors").exists()
+    assert commits.problems(third.path) == []
+
+
 def test_a_new_run_refers_to_nothing_of_another(tmp_path: Path) -> None:
     toy = one().fill()
     made, _ = checkpoints(toy, tmp_path / "one")

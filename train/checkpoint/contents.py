@@ -8,6 +8,9 @@ from typing import Any
 from train.checkpoint.boxes import Chunk
 from train.checkpoint.commits import FileEntry
 
+LOST = "are not as they were written, so no checkpoint may refer to them"
+"""Said of files of earlier checkpoints, which the next save writes anew."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
@@ -46,3 +49,8 @@ class Outcome:
     """From the copy to the verdict."""
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     """What the commit holds, on rank 0."""
+
+    @property
+    def lost_files(self) -> bool:
+        """Whether it was given up because files are gone that it should have referred to."""
+        return self.fault is not None and LOST in self.fault

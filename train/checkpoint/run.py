@@ -199,6 +199,8 @@ class RunCheckpoints:
         if outcome.fault is None:
             self._newest = outcome.step
             self._remember(outcome.files)
+        elif outcome.lost_files:  # the same on every rank
+            self._known.clear()
         self._tell(outcome)
 
     def _remember(self, files: Mapping[str, FileEntry]) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from train.agreement import fault_of, words_of
 from train.checkpoint import commits, disk, pruning
 from train.checkpoint.commits import FileEntry
-from train.checkpoint.contents import Contents
+from train.checkpoint.contents import LOST, Contents
 from train.checkpoint.tensors import write_boxes
 
 log = logging.getLogger(__name__)
@@ -172,6 +172,9 @@ class Writing:
                 files[name] = FileEntry(digest=disk.Digest(size=size, crc32c=crc32c), folder=home)
         if faults:
             raise OSError("; ".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in faults.items()))
+        lost = [f"{e.folder}/{name}" for name, e in contents.kept.items() if not _is_there(save.path.parent, name, e)]
+        if lost:
+            raise OSError(f"{', '.join(lost)} {LOST}")
         texts = {
             commits.STATE: json.dumps(dict(contents.told), indent=1),
             commits.RECIPE: contents.recipe,
@@ -215,3 +218,11 @@ class Writing:
                 raise TimeoutError(f"{late} in time")
             time.sleep(self._pause)
         return json.loads(save.keys.get(key))
+
+
+def _is_there(checkpoints: Path, name: str, entry: FileEntry) -> bool:
+    """Whether a file of an earlier checkpoint has its size. Its digest is not taken: each save would read it whole."""
+    try:
+        return (checkpoints / entry.folder / name).stat().st_size == entry.digest.size
+    except OSError:
+        return False
