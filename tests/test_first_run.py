@@ -16,7 +16,9 @@ from launch.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "first_run.md").read_text()
 COMMANDS = re.findall(r"^    ((?:python|triptych|launch/torchrun.sh|tar) .*)$", PAGE, re.MULTILINE)
-TOLD = re.compile(r"stage2  step {1,6}\d+ {1,4}\d+%  loss \d\.\d{4}  norm \d+\.\d{3} +\d+ tokens/s  data wait \d+%  \d+ s left")
+TOLD = re.compile(
+    r"stage2  step {1,6}\d+ {1,4}\d+%  loss \d\.\d{4}  norm \d+\.\d{3} +\d+ tokens/s  data wait \d+%  \d+ s left"
+)
 """What the terminal shows of a step."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def test_time_left_counts_what_this_start_has_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("train.metrics.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("train.metrics.time", SimpleNamespace(perf_counter=lambda: next(clock), time=time.time))
     metrics = Metrics(tiny_run(tmp_path), None, from_step=50, from_progress=0.5)
     metrics.record(TrainState(step=60), REPORT, progress=0.6)  # a tenth in 10 s, four tenths to go
     metrics.close()

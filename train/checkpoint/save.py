@@ -94,11 +94,13 @@ class Saver:
         """Copy what `gather` gives to host memory and have it written. First waits for the save before, if need be.
 
         With `aside` it is called in another thread than the main one, which may only wait meanwhile. The `last` save of
-        a run waits for up to `commit_seconds` until threads have let go of the one before.
+        a run waits until threads have let go of the one before: for up to `commit_seconds`, or, where the run was asked
+        to end, as long as that leaves it, and a little in any case.
         """
         self.settle()
         if last:
-            self._wait_for_threads(self._seconds, lambda: math.inf)
+            patience = max(min(_LET_GO_SECONDS, self._seconds / 4), min(self._seconds, self._seconds_left()))
+            self._wait_for_threads(patience, lambda: math.inf)
         began = time.monotonic()
         with beside(aside):
             contents = gather()
