@@ -76,13 +76,18 @@ def test_the_verdict_is_there_while_uploads_are_waited_for(
     monkeypatch.setattr(trainer_module, "finish_uploads", lambda *_: found.append(read_ending(tmp_path)))
     monkeypatch.setattr(trainer_module, "Metrics", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(trainer_module, "peak_flops", lambda _: None)
+    monkeypatch.setattr(trainer_module, "this_start", lambda *_: None)
     trainer: Any = object.__new__(Trainer)
     trainer.run = replace(recipe(tmp_path), stop_after_steps=due)
     trainer.state = SimpleNamespace(step=10, tokens=0)
     trainer.groups = SimpleNamespace(rank=0, device=None, world_size=1, dp_size=1)
     trainer.stop = SimpleNamespace(agreed=agreed, serving=lambda *_: nullcontext())
     left: list[str] = []
-    trainer.watch = SimpleNamespace(telling=nullcontext, stopped=left.append)
+    trainer.id = "a run"
+    board = SimpleNamespace(tell=lambda phase: None)
+    trainer.watch = SimpleNamespace(telling=nullcontext, stopped=left.append, board=board)
+    trainer.evaluator = SimpleNamespace(finish=lambda *_: None, close=lambda: None)
+    trainer.profiler = SimpleNamespace(close=lambda: None)
     trainer.checkpoints = SimpleNamespace(finish=lambda: None)
     trainer.batches = trainer.bad = SimpleNamespace(close=lambda: None)
     trainer.uploads = None
