@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -147,7 +148,8 @@ def _await(
             told = True
             for rank in ranks:
                 if rank.is_alive() and rank.pid is not None:
-                    os.kill(rank.pid, others_get)
+                    with suppress(ProcessLookupError):  # it has ended since
+                        os.kill(rank.pid, others_get)
     return tuple(rank.exitcode for rank in ranks)
 
 
