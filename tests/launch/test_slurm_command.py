@@ -56,8 +56,8 @@ def test_times_are_read_as_sbatch_does(time: str, seconds: int) -> None:
 def test_what_could_only_fail_after_its_wait_is_not_sent(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert end(*JOB[:-4], "--nodes", "3", "--gpus-per-node", "4", "--print") == 2
-    assert "12 processes" in capsys.readouterr().err
+    assert end(*JOB[:-4], "--nodes", "3", "--gpus-per-node", "3", "--print") == 2
+    assert "9 processes" in capsys.readouterr().err
     assert end(*JOB, "--time", "soon", "--print") == 2
     assert "--time soon is none of" in capsys.readouterr().err
     here = ["data.tokenizer=/nowhere", f"run_dir={tmp_path / 'run'}"]
