@@ -7,7 +7,6 @@ tools that edit weights. That copies on other ranks differ cannot be seen in a c
 """
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +98,6 @@ def repair(where: str | Path) -> tuple[Path | None, list[str]]:
     if incurable:
         raise ValueError(_refusal(attempt, before, incurable, "move it out of the run, and `triptych resume` goes on"))
     check_lock(attempt.path.parent.parent)
-    _check_space(attempt.path)
     reader, mended = read_tensors(attempt.path), {fault.tensor for fault in found}
 
     entry = {"from": attempt.path.name, "found": [fault.line for fault in found]}
@@ -205,15 +203,6 @@ def _refusal(attempt: Attempt, before: Attempt | None, reasons: Sequence[str], h
     more = f"\n  - and {len(reasons) - 8} more" if len(reasons) > 8 else ""
     cure = f"{how} from {before.path.name}" if before else "there is no finished checkpoint before it to go on from"
     return f"{attempt.path.name} cannot be repaired; {cure}:{shown}{more}"
-
-
-def _check_space(path: Path) -> None:
-    needed = sum(file.stat().st_size for file in path.iterdir())
-    free = shutil.disk_usage(path).free
-    if free < needed:
-        raise ValueError(
-            f"a repaired checkpoint takes {needed / 1e9:.1f} GB, {path.parent} has {free / 1e9:.1f} GB left"
-        )
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -51,9 +51,18 @@ class RunLock:
     def take(self) -> None:
         """Raises Held if another process has it, OSError if the folder cannot be written."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Not truncated: who has it stands there. It goes with the process, and no child inherits it.
-        file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        if _locked(file, fcntl.LOCK_EX, self._path):
+        end = time.monotonic() + _LOOK_SECONDS
+        while True:
+            # Not truncated: who has it stands there. It goes with the process, and no child inherits it.
+            file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+            try:
+                is_locked = _locked(file, fcntl.LOCK_EX, self._path)
+                break
+            except Held:  # by one that looks for a moment, perhaps: `check_lock`
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_LOOK_SECONDS / 20)
+        if is_locked:
             file.truncate(0)
             host = socket.gethostname()
             file.write(f"process {os.getpid()} of {host}, ranks meet at {_meeting()}, since {now()}\n".encode())

@@ -26,7 +26,7 @@ IN_MAIN_THREAD = ("agree", "copy")
 """Places where a hang is one of the main thread, which ends the job."""
 STRUCK_STEP = 2
 """Whose save is struck: there is one before it to go on from, and there are steps after it."""
-AFTER_SEAL = ("fsync the folder, time 2", "prune", "fsync PRUNED", "fsync the folder, time 3")
+AFTER_SEAL = ("fsync the folder, time 2", "prune", "rename to PRUNED", "fsync the folder, time 3")
 """Places after COMMIT has its name: an error there changes nothing about it."""
 _STRUCK_BLOCK = 2
 _FOREVER = 3600.0
@@ -51,7 +51,7 @@ def places(rank: int, ranks: int) -> tuple[str, ...]:
         *(f"await wrote/{other}" for other in range(ranks)),
         *texts,
         *("fsync the folder", "rename to COMMIT", "fsync the folder, time 2"),
-        *("prune", "fsync PRUNED", "fsync the folder, time 3"),
+        *("prune", "rename to PRUNED", "fsync the folder, time 3"),
     )
 
 

@@ -188,6 +188,23 @@ def test_a_seal_that_goes_while_it_is_read_is_said_and_not_raised(
     assert "deleted while it was read" in capsys.readouterr().out.splitlines()[1]
 
 
+def test_what_a_run_has_sealed_meanwhile_is_found_when_all_that_was_listed_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
+    listed, told = commits.attempts, list[str]()
+
+    def listed_before_the_run_goes_on(where: Path) -> list[commits.Attempt]:
+        found = [attempt for attempt in listed(where) if attempt.path != paths[30]]
+        monkeypatch.undo()
+        pruning.prune(tmp_path, 1, paths[30])
+        return found
+
+    monkeypatch.setattr(commits, "attempts", listed_before_the_run_goes_on)
+    assert find_commit(tmp_path, tell=told.append).path == paths[30]
+    assert len(told) == 2, "all that it had listed"
+
+
 def test_pruning_goes_on_beside_a_run_that_prunes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +260,18 @@ def test_a_deleted_file_that_is_still_read_over_nfs_stops_no_pruning(
     (paths[20] / ".nfs0000000000a1").unlink()
     pruning.prune(tmp_path, 1, paths[30])
     assert not paths[20].exists()
+
+
+def test_pruning_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full is what it is called for."""
+    paths = toy_run(tmp_path, {10: 3.0, 20: 2.0})
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(pruning.disk, "write", full)
+    pruning.prune(tmp_path, 1, paths[20])
+    assert [each.path for each in commits.attempts(tmp_path)] == [paths[20]] and not commits.problems(paths[20])
 
 
 def test_unfinished_folders_go_once_their_writer_has_gone(tmp_path: Path) -> None:

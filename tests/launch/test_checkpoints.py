@@ -222,7 +222,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     usage = shutil.disk_usage(run_dir)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert end("checkpoint", "repair", str(run_dir)) == 2
-    assert "has 0.0 GB left" in capsys.readouterr().err and len(commits.attempts(run_dir)) == 2
+    assert "has 1e-06 GB left" in capsys.readouterr().err and len(commits.attempts(run_dir)) == 2
 
 
 def test_a_repair_that_stops_at_any_file_counts_for_nothing(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def cases() -> dict[str, Case]:
 
 def short_cases() -> dict[str, Case]:
     """A fault of each kind on each rank, few kills, few damages: the sample in the tests."""
-    chosen = {"SIGKILL": (0, "fsync PRUNED"), "disk full": (1, "write optimizer.00001.safetensors")}
+    chosen = {"SIGKILL": (0, "rename to PRUNED"), "disk full": (1, "write optimizer.00001.safetensors")}
     chosen |= {"I/O error": (0, "rename to COMMIT"), "hang": (1, "fsync vision.00001.safetensors")}
     found = {f"fault/{kind}": _fault(rank, place, kind) for kind, (rank, place) in chosen.items()}
     return {"fault/places": _places(), **found, "kills": _kills(SHORT_KILLS, SHORT_STEPS), "damage": _damage(20)}

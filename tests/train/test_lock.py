@@ -78,6 +78,27 @@ def test_nodes_that_look_at_once_do_not_take_each_other_for_a_run(tmp_path: Path
         other.communicate()
 
 
+def test_a_look_of_another_refuses_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool looks for a moment, and a start that comes then tries again."""
+    (tmp_path / LOCK).write_text("process 1 of a start that is over\n")
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOOK, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def sleep(_: float) -> None:
+        other.kill()
+        other.wait()
+
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "looking\n"
+        monkeypatch.setattr(lock.time, "sleep", sleep)
+        RunLock(tmp_path).take()
+        assert other.returncode is not None, "it had been kept out"
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_the_look_before_a_start_touches_nothing_of_who_trains(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     write_ending(tmp_path, "again", "of who trains", 3)
     (check,) = begin(replace(compose("quickstart_stage2"), run_dir=str(tmp_path)))

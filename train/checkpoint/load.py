@@ -15,7 +15,7 @@ from torch import Tensor
 from train.agreement import gathered, on_first_rank, rank_in, size_of
 from train.checkpoint import commits
 from train.checkpoint.boxes import Chunk
-from train.checkpoint.commits import Commit
+from train.checkpoint.commits import Attempt, Commit
 from train.checkpoint.entries import Optimizer, part_of, state_held, weights_held
 from train.checkpoint.tensors import TensorReader, read_header
 
@@ -49,12 +49,19 @@ def find_commit(
         shares = gathered(f"verifying {path.name}", lambda: commits.problems(path, rank, size), group)
         return list(dict.fromkeys(problem for share in shares for problem in share))
 
-    candidates = on_first_rank(f"listing {where}", lambda: commits.attempts(where), group)
-    chosen = commits.choose(candidates, check, note)
-    if chosen is None:
-        why = "; ".join(reasons) or "there is no checkpoint folder"
-        raise ValueError(f"{where} has no checkpoint that can be used: {why}")
-    return gathered("reading its state", lambda: commits.open_commit(chosen.path), group)[rank]
+    tried: list[Attempt] = []
+
+    def untried() -> list[Attempt]:
+        found = on_first_rank(f"listing {where}", lambda: commits.attempts(where), group)
+        return [attempt for attempt in found if attempt not in tried]
+
+    # A run that trains may delete all that were listed while they are read, after it has sealed others.
+    while candidates := untried():
+        if chosen := commits.choose(candidates, check, note):
+            return gathered("reading its state", lambda: commits.open_commit(chosen.path), group)[rank]
+        tried += candidates
+    why = "; ".join(reasons) or "there is no checkpoint folder"
+    raise ValueError(f"{where} has no checkpoint that can be used: {why}")
 
 
 def open_tensors(commit: Commit, group: dist.ProcessGroup | None = None) -> TensorReader:

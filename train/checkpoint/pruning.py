@@ -65,11 +65,10 @@ def delete(run_dir: str | Path, paths: Iterable[Path]) -> None:
     do so at once: what the other one has deleted is no fault.
     """
     for path in paths:
-        # A folder deleted halfway would look like a damaged commit, so this is said first.
-        with suppress(FileExistsError, FileNotFoundError):
-            disk.write(path / PRUNED, [b""])
+        # A folder deleted halfway would look like a damaged commit, so this is said first, by a name: a full disk has
+        # no room for another file.
         with suppress(FileNotFoundError):
-            (path / COMMIT).unlink()
+            disk.rename(path / COMMIT, path / PRUNED)
             disk.sync_folder(path)
     needed = _needed(run_dir)  # looked for last, as the run may have sealed another one meanwhile
     for marker in (Path(run_dir) / "checkpoints").glob(f"step_*/{PRUNED}"):
