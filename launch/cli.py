@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from launch.checkout import check_checkout
-from launch.cli_checkpoint import add_checkpoint
-from launch.cli_data import add_index, add_pack, add_reach, add_source, at_least_one, reach
-from launch.cli_plan import add_plan
-from launch.cli_slurm import add_preflight, add_slurm
+from launch.commands.checkpoint import add_checkpoint
+from launch.commands.data import add_index, add_pack, add_reach, add_source, at_least_one, reach
+from launch.commands.plan import add_plan
+from launch.commands.slurm import add_preflight, add_slurm
 from train.errors import CheckpointError
 
 Command = Callable[[argparse.Namespace], int]
@@ -168,7 +168,7 @@ def _temperature(text: str) -> float:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from launch.resume import plan_resume, start
+    from launch.jobs.resume import plan_resume, start
 
     run_dir = _fetched(options) if options.run.startswith("oss://") else Path(options.run)
     resume = plan_resume(run_dir, options.overrides, allow=options.allow, processes=options.processes)
@@ -187,7 +187,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _fetched(options: argparse.Namespace) -> Path:
     """The run folder, once it has a checkpoint that was uploaded."""
-    from launch.transfers import fetched
+    from launch.checkpoints.transfers import fetched
 
     if options.run_dir is None:
         raise ValueError(f"{options.run} is no run folder; say with --run-dir RUN which one goes on")
@@ -196,7 +196,7 @@ def _fetched(options: argparse.Namespace) -> Path:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from launch.look import open_named, sample_lines, source_lines
+    from launch.pages.look import open_named, sample_lines, source_lines
     from train.resolve import compose
 
     data = compose(options.config_name, options.overrides).data if options.config_name else None
@@ -205,7 +205,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.sample is not None:
         _tell(sample_lines(index, options.sample, data))
     if options.html is not None:
-        from launch.page import write_page
+        from launch.pages.page import write_page
 
         write_page(options.html, options.source, index, data, options.samples)
         print(f"wrote {options.html}")
@@ -213,9 +213,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from launch.chat import say, talk
-    from launch.conversation import Conversation, check_files
-    from launch.loaded import load
+    from launch.answering.chat import say, talk
+    from launch.answering.conversation import Conversation, check_files
+    from launch.answering.loaded import load
 
     check_files([path for _, path in options.media])
     loaded = load(options.where, options.device, options.tokenizer)
@@ -229,7 +229,7 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from launch.report import write_run_report
+    from launch.pages.report import write_run_report
 
     print(f"wrote {write_run_report(options.run, options.out)}")
     return 0

@@ -22,10 +22,10 @@ import torch
 from data.encoding.tokenizer import load_tokenizer
 from data.index.build import build_index
 from data.index.file import open_index
+from launch.answering.score import Heldout, Score, constant_shares, read_heldout, score_folder
 from launch.checkout import ROOT, CheckoutError, check_checkout
-from launch.report import write_quickstart_report
-from launch.result import Curve, print_table, read_curve, task_table
-from launch.score import Heldout, Score, constant_shares, read_heldout, score_folder
+from launch.pages.report import write_quickstart_report
+from launch.pages.result import Curve, print_table, read_curve, task_table
 from train.config import RunConfig
 from train.resolve import RecipeError, compose
 
@@ -97,7 +97,7 @@ def run_all(plan: Plan) -> None:
     # megatron-core takes seconds to import and warns of what is not installed: after the recipes are checked, quietly.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
     from launch.before import export_start
-    from launch.export import export
+    from launch.checkpoints.export import export
 
     started = time.monotonic()
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 
 from launch.checkout import ROOT
-from launch.plan import STAGES, machine_of, recipe_on
+from launch.planning.plan import STAGES, machine_of, recipe_on
 from launch.planning.rows import imagined_step
-from launch.planning.search import leanest, smallest_world
+from launch.planning.search import Search
 from launch.planning.stage import Rows, StagePlan, plan_stage
 from train.config import RunConfig
 from train.crosscheck import world_faults
@@ -69,8 +69,8 @@ def row(name: str, gpus: int) -> str:
 
 def _refused(name: str, gpus: int) -> str:
     run = compose(name)
-    rows = imagined_rows(run)
-    least, fewest = leanest(run, rows, gpus, MACHINE), smallest_world(run, rows, MACHINE)
+    search = Search(run, imagined_rows(run), MACHINE)
+    least, fewest = search.leanest(gpus), search.fewest()
     assert least is not None and least[1] > MACHINE.room, f"{name} has a layout for {gpus} GPUs, which wants a recipe"
     return f"| `{name}` | {gpus} | none fits: {fewest} GPUs are the fewest | | {least[1] / 1e9:.1f} at least | | | | |"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.plan.plan import RowPlan
 from data.plan.segments import differences, segment_of
-from launch.changes import changes
+from launch.jobs.changes import changes
 from launch.reports import Report, table
 from model.vlm import Row
 from parallel.config import ParallelConfig

@@ -49,14 +49,14 @@ fi
 module=train
 if [[ ${1:-} == --preflight ]]; then
   shift
-  module=launch.together
+  module=launch.jobs.together
   look=() # at the recipe alone: what this node lacks is told in one table with what the others do
 else
   look=(--files)
 fi
 # One message from one process, before any process group, instead of one from each of them.
-"$PYTHON" -m launch.preflight "$((NNODES * NPROC_PER_NODE))" ${look[@]+"${look[@]}"} "$@" || exit 2
+"$PYTHON" -m launch.jobs.preflight "$((NNODES * NPROC_PER_NODE))" ${look[@]+"${look[@]}"} "$@" || exit 2
 
 # It leaves with 0 done, 75 asked to end and can be started again, 2 something is to be mended first, 1 failed.
-exec "$PYTHON" -m launch.torchrun --restarts="${RESTARTS:-0}" --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" \
+exec "$PYTHON" -m launch.jobs.torchrun --restarts="${RESTARTS:-0}" --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" \
   "${rendezvous[@]}" -m "$module" "$@"

@@ -3,7 +3,7 @@
 import re
 
 from launch.cli import _parser
-from launch.settings import settings
+from launch.jobs.settings import settings
 from parallel.config import ParallelConfig
 from tests.harness.clusters_page import PAGE, commands
 from train.resolve import compose

@@ -22,10 +22,10 @@ ONLY_IN = {
     "omegaconf": ("train/resolve.py", "train/__main__.py"),
     "hydra": ("train/resolve.py", "train/__main__.py"),
     "dacite": ("train/resolve.py",),
-    "transformers": ("launch/score.py", "launch/loaded.py", "data/samples/tokenizer.py"),
+    "transformers": ("launch/answering/score.py", "launch/answering/loaded.py", "data/samples/tokenizer.py"),
     "wandb": ("train/sinks.py",),
     "tensorboard": ("train/sinks.py",),
-    "jinja2": ("launch/report.py", "launch/page.py"),
+    "jinja2": ("launch/pages/report.py", "launch/pages/page.py"),
 }
 # Packages of data/, lowest first: each may import those before it. Modules of data/ itself are below all of them, and
 # data.samples, which makes sources, is above.
@@ -86,7 +86,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("train/step.py", "import launch.cli"),
         ("train/step.py", "from megatron.core import parallel_state"),
         ("parallel/groups.py", "import deepspeed"),
-        ("launch/export.py", "from omegaconf import OmegaConf"),
+        ("launch/checkpoints/export.py", "from omegaconf import OmegaConf"),
         ("train/typecheck.py", "import hydra"),
     ],
 )

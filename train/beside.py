@@ -1,8 +1,8 @@
 """Answers and a command of the user's beside training: one process that lives no longer than the run.
 
-It is `python -m launch.beside`: it exports the checkpoint, has the exported model answer held-out samples, runs the
-command, and leaves a file of results. Here it is started, looked at between steps and ended; nothing here waits for it
-while the run trains, and nothing that becomes of it can end the run.
+It is `python -m launch.answering.beside`: it exports the checkpoint, has the exported model answer held-out samples,
+runs the command, and leaves a file of results. Here it is started, looked at between steps and ended; nothing here
+waits for it while the run trains, and nothing that becomes of it can end the run.
 """
 
 import json
@@ -30,7 +30,7 @@ _MOST_CHARACTERS = 4000
 class Beside:
     """What runs beside the run, one step's at a time. Of rank 0 alone."""
 
-    def __init__(self, run: RunConfig, module: str = "launch.beside") -> None:
+    def __init__(self, run: RunConfig, module: str = "launch.answering.beside") -> None:
         self._module = module
         self._evaluate = run.evaluate
         self._folder = Path(run.run_dir).resolve() / FOLDER

@@ -1,4 +1,4 @@
-"""What a run needs on disk. launch/preflight.py looks in one process before others start, the trainer again."""
+"""What a run needs on disk. launch/jobs/preflight.py looks in one process before others start, the trainer again."""
 
 import importlib.util
 import sys

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.harness.lives import Nursery, apart, run_config
 from tests.harness.run_faults import well

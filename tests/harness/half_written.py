@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.checkpoint_tools import averaged
-from launch.checkpoints import import_hf
+from launch.checkpoints.listing import import_hf
+from launch.checkpoints.tools import averaged
 from tests.harness.damaged import save_trained
 from tests.harness.part_folders import qwen2_vl_folder
 from tests.harness.runs import model_config

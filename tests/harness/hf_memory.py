@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import model.tensor_folder
-from launch.checkpoints import import_hf
-from launch.export import export
+from launch.checkpoints.export import export
+from launch.checkpoints.listing import import_hf
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_weights import canonical_shape, hf_pieces

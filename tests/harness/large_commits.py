@@ -18,7 +18,7 @@ import torch
 
 from data.encoding.tokenizer import load_tokenizer
 from launch import cli
-from launch.checkpoints import import_hf
+from launch.checkpoints.listing import import_hf
 from model.canonical import Box
 from model.config import ModelConfig
 from model.hf_weights import canonical_shape, hf_pieces

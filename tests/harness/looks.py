@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from launch import together
+from launch.jobs import together
 from parallel import links
 from parallel.links import Effort
 from parallel.world import model_parallel, pick_device

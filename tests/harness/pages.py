@@ -13,7 +13,7 @@ from data.encoding.tokenizer import load_tokenizer
 from data.formats.shards import write_shards
 from data.index.build import build_index
 from data.types import RawSample
-from launch.page import write_page
+from launch.pages.page import write_page
 from tests.data.conftest import picture_bytes
 from tests.harness.html_page import Corners, Page, hostile_sample
 from train.resolve import compose

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch.repair import faults, repair
+from launch.checkpoints.repair import faults, repair
 from tests.harness.copies import LAST_NORM, MERGER, PATCHES, bits_apart
 from tests.harness.damaged import change_values, forget, save_trained, store_under
 from tests.harness.memory import peak_memory

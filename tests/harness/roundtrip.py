@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
 from data.encoding.tokenizer import SPECIAL_NAMES
-from launch.export import export
+from launch.checkpoints.export import export
 from model.build import BuiltModel, build_model
 from model.config import LanguageConfig, ModelConfig, VisionConfig
 from model.hf_read import open_hf

@@ -1,4 +1,4 @@
-"""Stands in for `launch.beside`: does what the first word of the command says, and is quick to start."""
+"""Stands in for `launch.answering.beside`: does what the first word of the command says, and is quick to start."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from launch.beside import _end_with_the_trainer
+from launch.answering.beside import _end_with_the_trainer
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from launch.look import visible
-from launch.report import write_run_report
+from launch.pages.look import visible
+from launch.pages.report import write_run_report
 from tests.harness.browser import find_browser, is_blank
 from tests.harness.html_page import HOSTILE
 from tests.harness.report_page import read_report

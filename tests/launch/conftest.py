@@ -12,11 +12,11 @@ from torch import Tensor
 from data.encoding.encode import encode_prompt
 from data.loading.media import PatchReader
 from data.types import MediaSize, RawSample
-from launch.conversation import Conversation, printable
-from launch.export import export
-from launch.generate import collate
-from launch.loaded import Loaded, load
-from launch.questions import Prompt
+from launch.answering.conversation import Conversation, printable
+from launch.answering.generate import collate
+from launch.answering.loaded import Loaded, load
+from launch.answering.questions import Prompt
+from launch.checkpoints.export import export
 from model.canonical import Box
 from model.hf_weights import canonical_shape, hf_pieces
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer

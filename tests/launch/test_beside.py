@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import launch.export
-from launch import beside
+import launch.checkpoints.export
+from launch.answering import beside
 from train.config import EvaluateConfig
 
 
@@ -17,7 +17,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir()
         (folder / "weights").write_text(commit.name)
 
-    monkeypatch.setattr(launch.export, "export", export)
+    monkeypatch.setattr(launch.checkpoints.export, "export", export)
 
 
 def run(tmp_path: Path, program: str) -> dict:

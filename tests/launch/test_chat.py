@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.loaded import Loaded, load
+from launch.answering.loaded import Loaded, load
 from tests.launch.commands import end
 from tests.launch.conftest import TOKENS, ask, save, talk_of
 from train.config import RunConfig

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch import checkpoints
-from launch.checkpoint_tools import averaged
+from launch.checkpoints import listing
+from launch.checkpoints.tools import averaged
 from tests.harness.damaged import change_values, save_trained
 from tests.launch.commands import end
 from tests.train.toy_layouts import one
@@ -164,8 +164,8 @@ def test_what_a_run_deletes_while_it_is_verified_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = toy_run(tmp_path, {10: 3.0, 20: 2.0, 30: 1.0})
-    monkeypatch.setattr(checkpoints, "faults", lambda commit: [])
-    deletes_beside(checkpoints, monkeypatch, tmp_path, paths[30])
+    monkeypatch.setattr(listing, "faults", lambda commit: [])
+    deletes_beside(listing, monkeypatch, tmp_path, paths[30])
     assert end("checkpoint", "verify", str(tmp_path)) == 0
     told = capsys.readouterr().out.splitlines()
     assert "every digest holds" in told[0] and all("deleted while it was read" in line for line in told[1:])
@@ -182,7 +182,7 @@ def test_a_seal_that_goes_while_it_is_read_is_said_and_not_raised(
             (paths[10] / commits.COMMIT).unlink()
         return read(path)
 
-    monkeypatch.setattr(checkpoints, "faults", lambda commit: [])
+    monkeypatch.setattr(listing, "faults", lambda commit: [])
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert end("checkpoint", "verify", str(tmp_path)) == 0
     assert "deleted while it was read" in capsys.readouterr().out.splitlines()[1]

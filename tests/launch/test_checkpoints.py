@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.repair import faults, repair
+from launch.checkpoints.repair import faults, repair
 from tests.harness.damaged import COUNTERS, change_values, forget, reseal, save_trained, store_under
 from tests.launch.commands import end
 from train.checkpoint import commits

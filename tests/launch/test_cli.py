@@ -7,7 +7,7 @@ import pytest
 from data.formats.shards import write_shards
 from data.index.build import open_index
 from data.types import RawSample
-from launch.look import sample_lines, source_lines
+from launch.pages.look import sample_lines, source_lines
 from tests.data.conftest import picture_bytes, train_tokenizer
 from tests.launch.commands import end
 from train.resolve import compose

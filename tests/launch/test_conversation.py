@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from launch import conversation as conversation_module
-from launch.conversation import printable, whole_characters
-from launch.generate import generate
-from launch.loaded import Loaded
+from launch.answering import conversation as conversation_module
+from launch.answering.conversation import printable, whole_characters
+from launch.answering.generate import generate
+from launch.answering.loaded import Loaded
 from tests.data.conftest import clip_bytes, picture_bytes
 from tests.launch.conftest import TOKENS, ask, plainly, prompt_of, shown, talk_of
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.encoding.chat_template import CHAT_TEMPLATE
-from launch.checkpoints import import_hf, listed, shown, verified
-from launch.export import export, run_of
+from launch.checkpoints.export import export, run_of
+from launch.checkpoints.listing import import_hf, listed, shown, verified
 from model.canonical import Box
 from model.hf_processor import copy_tokenizer
 from model.hf_weights import canonical_shape, hf_pieces, in_memory_name, to_hf

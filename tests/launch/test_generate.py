@@ -10,8 +10,8 @@ import torch
 from data.config import IGNORE, ImageConfig
 from data.encoding.positions import mrope_positions
 from data.types import EncodedSample
-from launch.generate import collate, generate, mean_loss, sampled
-from launch.questions import Prompt
+from launch.answering.generate import collate, generate, mean_loss, sampled
+from launch.answering.questions import Prompt
 
 PAD, VISION_START, IMAGE, VIDEO, TEXT_IDS = 0, 1, 2, 3, 40
 PATCH_DIM = ImageConfig().patch_dim

@@ -20,9 +20,9 @@ from data.loading.media import PatchReader
 from data.types import Grid, RawSample
 from data.visual.images import image_grid, normalisation_table, patchify, resize_image, unpatched
 from data.visual.pictures import decode_image
-from launch import paint
-from launch.look import sample_lines, visible
-from launch.page import write_page
+from launch.pages import paint
+from launch.pages.look import sample_lines, visible
+from launch.pages.page import write_page
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.harness.browser import INSTALL, find_browser, is_blank, shows
 from tests.harness.html_page import HOSTILE, hostile_sample, read_page
@@ -282,7 +282,7 @@ def test_ctrl_c_is_one_word(source: Callable[..., Path], monkeypatch: pytest.Mon
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("launch.look.open_named", interrupt)
+    monkeypatch.setattr("launch.pages.look.open_named", interrupt)
     assert end("inspect", "anywhere") == 130
 
 

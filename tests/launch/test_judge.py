@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.judge import constant_share, iou, is_correct, parse_box
+from launch.answering.judge import constant_share, iou, is_correct, parse_box
 
 BOX = "<|box_start|>(100,200),(300,400)<|box_end|>"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launch.conversation import printable
-from launch.export import export
-from launch.generate import generate
-from launch.loaded import Loaded, load
+from launch.answering.conversation import printable
+from launch.answering.generate import generate
+from launch.answering.loaded import Loaded, load
+from launch.checkpoints.export import export
 from tests.data.conftest import IMAGE
 from tests.launch.conftest import TOKENS, ask, plainly, prompt_of, talk_of
 from train.config import RunConfig

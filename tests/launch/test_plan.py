@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan import Asked, PlanError, machine_of, planned, recipes_of
+from launch.planning.plan import Asked, PlanError, machine_of, planned, recipes_of
 from launch.planning.rows import drawn_steps, fullest_rows, imagined_step
-from launch.planning.search import search, smallest_world
+from launch.planning.search import Search, worlds
 from launch.planning.stage import Rows, StagePlan, plan_stage, stage_rows
 from parallel.config import ParallelConfig
 from tests.harness.layouts import STAGES
@@ -96,20 +96,20 @@ def test_what_does_not_fit_says_what_would() -> None:
     refused, cure = report.lines[-2:]
     assert refused.startswith("DOES NOT FIT: a rank of pipeline stage 0 may need ")
     assert "73.8 are to be had" in refused and "no layout on 8: the leanest, tensor 8 x" in cure
-    assert "73.8 are to be had; 32 are the fewest" in cure
+    assert "73.8 are to be had; 24 are the fewest" in cure
 
 
 def test_a_search_without_a_find_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"no layout that fits 8 H800: the leanest, .*; 32 are the fewest"):
+    with pytest.raises(PlanError, match=r"no layout that fits 8 H800: the leanest, .*; 24 are the fewest"):
         planned("qwen2vl_72b_stage2", ["data.rows_per_step=16"], Asked(gpus=8, machine=H800, search=True))
 
 
 def test_a_search_ranks_what_fits_and_takes_the_least_recomputation() -> None:
     run = large("qwen2vl_2b_stage2")
-    found = search(run, rows_of(run), 4, H800)
+    found = Search(run, rows_of(run), H800).fitting(4)
     assert found and all(plan.fits for plan in found)
     assert [plan.time.seconds for plan in found] == sorted(plan.time.seconds for plan in found)
-    roomy = search(run, rows_of(run), 4, machine_of("b200", 8, 50e9, 0.55))
+    roomy = Search(run, rows_of(run), machine_of("b200", 8, 50e9, 0.55)).fitting(4)
     cost = {"none": 0, "selective": 1, "full": 2}
 
     def recomputed(plans: list[StagePlan]) -> dict[tuple[int, int, int], int]:
@@ -125,12 +125,18 @@ def test_a_search_ranks_what_fits_and_takes_the_least_recomputation() -> None:
     assert all(again <= tight.get(layout, 9) for layout, again in recomputed(roomy).items())
 
 
-def test_the_smallest_world_is_a_power_of_two_or_none() -> None:
+def test_the_fewest_gpus_are_those_below_which_nothing_fits() -> None:
     run = large("qwen2vl_72b_stage1", rows=8)
-    least = smallest_world(run, rows_of(run), H800)
-    assert least in (4, 8)
+    search = Search(run, rows_of(run), H800)
+    least = search.fewest()
+    assert least is not None and search.fitting(least)
+    assert not any(search.fitting(gpus) for gpus in range(1, least))
     tiny = replace(H800, gpu=replace(H800.gpu, memory=4e9))
-    assert smallest_world(run, rows_of(run), tiny, most=16) is None
+    assert Search(run, rows_of(run), tiny).fewest(most=16) is None
+
+
+def test_jobs_are_of_whole_nodes() -> None:
+    assert list(worlds(4, 300)) == [1, 2, 3, *range(4, 65, 4), 128, 256]
 
 
 def test_a_family_is_its_three_stages() -> None:

@@ -15,11 +15,11 @@ from data.encoding.tokenizer import load_tokenizer
 from data.formats.shards import write_shards
 from data.index.build import build_index
 from data.types import RawSample
-from launch.questions import caption_prompts, grey_prompt, prompt_text
+from launch.answering.questions import caption_prompts, grey_prompt, prompt_text
+from launch.answering.score import Heldout, Score, constant_shares, read_heldout
+from launch.pages.report import write_quickstart_report
+from launch.pages.result import STATES, read_curve, task_table
 from launch.quickstart import OUT, STAGES, QuickstartError, clean, make_plan, run_logged
-from launch.report import write_quickstart_report
-from launch.result import STATES, read_curve, task_table
-from launch.score import Heldout, Score, constant_shares, read_heldout
 from tests.data.conftest import IMAGE, VIDEO, clip_bytes, picture_bytes, train_tokenizer
 from tests.harness.report_page import read_report
 from tests.harness.told_runs import write_run

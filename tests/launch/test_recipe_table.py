@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.plan import recipes_of
+from launch.planning.plan import recipes_of
 from launch.recipe_table import PAGE, entries, row
 from tests.launch.commands import end
 

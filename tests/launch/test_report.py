@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.charts import Marks, buckets, draw, nice_ticks, short, smooth
-from launch.health import findings, worst
-from launch.look import visible
-from launch.report import report_at_end, write_run_report
-from launch.run_view import view
-from launch.story import read_story
+from launch.pages.charts import Marks, buckets, draw, nice_ticks, short, smooth
+from launch.pages.health import findings, worst
+from launch.pages.look import visible
+from launch.pages.report import report_at_end, write_run_report
+from launch.pages.run_view import view
+from launch.pages.story import read_story
 from tests.harness.browser import INSTALL, find_browser
 from tests.harness.html_page import HOSTILE
 from tests.harness.report_page import read_report
@@ -159,10 +159,10 @@ def test_the_launcher_writes_it_where_the_first_rank_ran_and_a_fault_is_only_tol
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = write_run(tmp_path / "run", 8)
-    monkeypatch.setattr("launch.report.platform.node", lambda: "node18")
+    monkeypatch.setattr("launch.pages.report.platform.node", lambda: "node18")
     report_at_end(run)
     assert not (run / "report.html").exists()
-    monkeypatch.setattr("launch.report.platform.node", lambda: "node17")
+    monkeypatch.setattr("launch.pages.report.platform.node", lambda: "node17")
     report_at_end(run)
     assert (run / "report.html").exists()
     report_at_end(tmp_path / "nowhere")

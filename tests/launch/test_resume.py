@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from data.config import SourceConfig
-from launch import slurm_job
 from launch.checkout import ROOT
 from launch.cli import main
-from launch.resume import ResumeError, plan_resume
-from launch.torchrun import recipe_of
+from launch.jobs import slurm_job
+from launch.jobs.resume import ResumeError, plan_resume
+from launch.jobs.torchrun import recipe_of
 from model.canonical import Box
 from tests.harness.commits import save_commit
 from train.config import RunConfig

@@ -10,12 +10,12 @@ import pytest
 from launch.checkout import ROOT
 
 RECORDER = """#!/usr/bin/env bash
-if [[ $2 == launch.preflight ]]; then
+if [[ $2 == launch.jobs.preflight ]]; then
   words=()
   for word in "$@"; do [[ $word == --files && -z ${{LOOK:-}} ]] || words+=("$word"); done  # the data is not here
   exec {python} "${{words[@]}}"
 fi
-if [[ $2 == launch.slurm_job ]]; then
+if [[ $2 == launch.jobs.slurm_job ]]; then
   [[ $3 == begin ]] && exec {python} "$@"
   cat "$RECORD.verdict"
   exit 0
@@ -71,7 +71,7 @@ def test_one_node_starts_its_processes(tmp_path: Path) -> None:
     done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", "seed=3", NPROC_PER_NODE="2")
     assert done.returncode == 0, done.stderr
     words = started.splitlines()
-    assert words[:2] == ["-m", "launch.torchrun"]
+    assert words[:2] == ["-m", "launch.jobs.torchrun"]
     assert {"--nnodes=1", "--nproc-per-node=2", "--standalone", "--restarts=0"} <= set(words)
     at = words.index("train")
     assert words[at - 1 : at + 4] == ["-m", "train", "--config-name", "quickstart_stage1", "seed=3"]
@@ -118,7 +118,11 @@ def test_a_preflight_starts_the_ranks_that_look_and_no_training(tmp_path: Path) 
     done, started = run(tmp_path, "torchrun.sh", *arguments, NPROC_PER_NODE="2", LOOK="1")
     assert done.returncode == 0, "what this node lacks is told with what the others do"
     words = started.splitlines()
-    assert words[words.index("-m", 2) + 1] == "launch.together" and "--preflight" not in words and "train" not in words
+    assert (
+        words[words.index("-m", 2) + 1] == "launch.jobs.together"
+        and "--preflight" not in words
+        and "train" not in words
+    )
 
 
 PREEMPTED = "PreemptEligibleTime=None PreemptTime=2026-11-22T03:00:00"

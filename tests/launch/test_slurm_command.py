@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm_job
-from launch.slurm import Job, lead_seconds, plan_job, seconds_of
+from launch.jobs import slurm_job
+from launch.jobs.slurm import Job, lead_seconds, plan_job, seconds_of
 from tests.launch.commands import end
 from train.ending import write_ending
 from train.resolve import compose

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import torchrun
 from launch.checkout import ROOT
-from launch.settings import settings
-from launch.torchrun import SIGNALS, Fault, _understood, recipe_of, resumed, stopping_options
+from launch.jobs import torchrun
+from launch.jobs.settings import settings
+from launch.jobs.torchrun import SIGNALS, Fault, _understood, recipe_of, resumed, stopping_options
 from train.config import CheckpointConfig, RunConfig
 from train.ending import clear_ending, read_ending, write_ending
 
@@ -106,7 +106,7 @@ def starts(
         except Became as became:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
             (command,) = became.args
-            assert command[1:3] == ["-m", "launch.torchrun"]
+            assert command[1:3] == ["-m", "launch.jobs.torchrun"]
             arguments = command[3:]
 
 

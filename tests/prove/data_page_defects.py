@@ -54,7 +54,7 @@ def autoescape_off() -> Mend:
 
 def page_mask_shifted() -> Mend:
     """The page marks the place that predicts, not the token that is learnt."""
-    import launch.page
+    import launch.pages.page
 
     def make(tokens: Any) -> Any:
         def planted(encoded: Any, tokenizer: Any) -> Any:
@@ -64,14 +64,14 @@ def page_mask_shifted() -> Mend:
 
         return planted
 
-    return replace_name(launch.page, "_tokens", make)
+    return replace_name(launch.pages.page, "_tokens", make)
 
 
 def page_of_stored_pictures() -> Mend:
     """The page shows pictures as they are stored."""
     import base64
 
-    from launch.paint import Painter
+    from launch.pages.paint import Painter
 
     def make(_: Any) -> Any:
         def planted(self: Any, raw: Any, member: int, size: Any) -> list[str]:
@@ -84,19 +84,19 @@ def page_of_stored_pictures() -> Mend:
 
 def page_of_other_colours() -> Mend:
     """The page mistakes red for blue."""
-    import launch.paint
+    import launch.pages.paint
 
-    return replace_name(launch.paint, "unpatched", lambda real: lambda *given: real(*given)[..., ::-1])
+    return replace_name(launch.pages.paint, "unpatched", lambda real: lambda *given: real(*given)[..., ::-1])
 
 
 def page_boxes_in_pixels() -> Mend:
     """The page takes thousandths for pixels of the picture it shows."""
-    import launch.page
+    import launch.pages.page
 
     def make(find: Any) -> Any:
         return lambda text: [replace(one, box=tuple(side * 84 // 1000 for side in one.box)) for one in find(text)]
 
-    return replace_name(launch.page, "find_boxes", make)
+    return replace_name(launch.pages.page, "find_boxes", make)
 
 
 def page_blocks_its_pictures() -> Mend:

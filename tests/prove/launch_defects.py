@@ -10,7 +10,7 @@ from train.checks import Check
 
 def jobs_begin_anew() -> Mend:
     """A job that was put back in the queue is started as it was submitted."""
-    from launch import torchrun
+    from launch.jobs import torchrun
 
     return replace_name(torchrun, "resumed", lambda _: lambda arguments, run_dir, since: list(arguments))
 

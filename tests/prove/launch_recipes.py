@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launch import recipe_table
-from launch.plan import STAGES
-from launch.planning.search import search
+from launch.planning.plan import STAGES
+from launch.planning.search import Search
 from launch.planning.stage import StagePlan
 from tests.prove.case import Case, Cell
 from tests.prove.context import Context
@@ -78,7 +78,7 @@ def _differing() -> list[str]:
 def _refused(name: str, gpus: int) -> Case:
     rows = (
         f"{name} on {gpus}: exit codes and words of the refusal that are not there",
-        f"{name}: layouts on half of the fewest GPUs that it names",
+        f"{name}: layouts on any smaller number of GPUs than the fewest that it names",
         f"{name}: 1 where no layout fits the fewest GPUs that it names",
     )
 
@@ -88,13 +88,13 @@ def _refused(name: str, gpus: int) -> Case:
         told = re.search(r"(\d+) are the fewest", said)
         fewest = int(told[1]) if told else 1
         asked = compose(name)
-        drawn = recipe_table.imagined_rows(asked)
-        half, whole = (search(asked, drawn, world, recipe_table.MACHINE) for world in (max(1, fewest // 2), fewest))
+        search = Search(asked, recipe_table.imagined_rows(asked), recipe_table.MACHINE)
+        fewer = [plan for world in (*range(1, 8), *range(8, fewest, 8)) for plan in search.fitting(world)]
         lacking = (code == 0) + sum(word not in said for word in words)
         return [
             Cell(name=rows[0], measured=lacking, limit=0, unit=f"of {1 + len(words)}"),
-            Cell(name=rows[1], measured=len(half), limit=0, unit="layouts"),
-            Cell(name=rows[2], measured=int(not whole), limit=0, unit=f"at {fewest} GPUs"),
+            Cell(name=rows[1], measured=len(fewer), limit=0, unit="layouts"),
+            Cell(name=rows[2], measured=int(not search.fitting(fewest)), limit=0, unit=f"at {fewest} GPUs"),
         ]
 
     return Case(item=7, names=rows, run=run)

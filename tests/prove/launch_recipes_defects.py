@@ -44,17 +44,17 @@ def another_rate() -> Mend:
 
 def fewest_is_double() -> Mend:
     """The refusal names more GPUs than are needed."""
-    from launch import plan
+    from launch.planning.search import Search
 
-    def make(smallest_world: Any) -> Any:
-        return lambda *given: 2 * smallest_world(*given)
+    def make(fewest: Any) -> Any:
+        return lambda *given: 2 * fewest(*given)
 
-    return replace_name(plan, "smallest_world", make)
+    return replace_name(Search, "fewest", make)
 
 
 def refused_with_zero() -> Mend:
     """A plan that does not fit ends as one that does."""
-    from launch import plan
+    from launch.planning import plan
 
     def make(stage: Any) -> Any:
         def planted(*given: Any) -> Any:

@@ -73,7 +73,7 @@ def autoescape_off() -> Mend:
     """The page takes text for HTML."""
     import jinja2
 
-    from launch import report
+    from launch.pages import report
 
     class Planted(jinja2.Environment):
         def __init__(self, **options: Any) -> None:
@@ -87,7 +87,7 @@ def autoescape_off() -> Mend:
 
 def everything_is_well() -> Mend:
     """No limit is ever passed."""
-    from launch import health
+    from launch.pages import health
 
     return replace_name(health, "_judged", lambda _: lambda value, limits: "good")
 

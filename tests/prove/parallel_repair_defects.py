@@ -10,54 +10,54 @@ from tests.prove.planting import Mend, replace_name
 
 def masters_not_looked_at() -> Mend:
     """Verify takes a weight as it is."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     make = lambda values: lambda reader, name, master: values(reader, name, None)  # noqa: E731
-    return replace_name(launch.repair, "_values", make)
+    return replace_name(launch.checkpoints.repair, "_values", make)
 
 
 def state_not_looked_at() -> Mend:
     """Verify reads weights and masters alone."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(values: Any) -> Any:
         return lambda reader, name, master: [] if ".exp_avg" in name else values(reader, name, master)
 
-    return replace_name(launch.repair, "_values", make)
+    return replace_name(launch.checkpoints.repair, "_values", make)
 
 
 def names_not_looked_at() -> Mend:
     """Verify takes what is stored for what should be."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(_: Any) -> Any:
         def planted(commit: Any) -> dict[str, tuple[int, ...]]:
-            reader = launch.repair.read_tensors(commit.path)
+            reader = launch.checkpoints.repair.read_tensors(commit.path)
             return {name: reader.shape(name) for name in reader.names()}
 
         return planted
 
-    return replace_name(launch.repair, "_wanted", make)
+    return replace_name(launch.checkpoints.repair, "_wanted", make)
 
 
 def master_from_weight() -> Mend:
     """Repair casts the wrong way: the weight is the truth, and its master becomes it."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(rewrite: Any) -> Any:
         def planted(commit: Any, mended: Any, note: Any) -> Any:
-            reader = launch.repair.read_tensors(commit.path)
+            reader = launch.checkpoints.repair.read_tensors(commit.path)
             casts = {f"optimizer.master.{name}": lambda name=name: reader.read(name).float() for name in mended}
             return rewrite(commit, casts, note)
 
         return planted
 
-    return replace_name(launch.repair, "rewrite_commit", make)
+    return replace_name(launch.checkpoints.repair, "rewrite_commit", make)
 
 
 def weight_cut_off() -> Mend:
     """Repair cuts a master off to bf16 where it should round."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(_: Any) -> Any:
         def planted(reader: Any, name: str) -> Any:
@@ -67,12 +67,12 @@ def weight_cut_off() -> Mend:
 
         return planted
 
-    return replace_name(launch.repair, "_master_as_weight", make)
+    return replace_name(launch.checkpoints.repair, "_master_as_weight", make)
 
 
 def repair_prunes() -> Mend:
     """Repair deletes what it has repaired."""
-    import launch.repair
+    import launch.checkpoints.repair
     from train.checkpoint import pruning
 
     def make(rewrite: Any) -> Any:
@@ -83,27 +83,27 @@ def repair_prunes() -> Mend:
 
         return planted
 
-    return replace_name(launch.repair, "rewrite_commit", make)
+    return replace_name(launch.checkpoints.repair, "rewrite_commit", make)
 
 
 def repair_forgets_state() -> Mend:
     """A repaired checkpoint has lost its counters and cursor."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(rewrite: Any) -> Any:
         return lambda commit, tensors, note: rewrite(replace(commit, state={}), tensors, note)
 
-    return replace_name(launch.repair, "rewrite_commit", make)
+    return replace_name(launch.checkpoints.repair, "rewrite_commit", make)
 
 
 def repaired_as_older() -> Mend:
     """A repaired checkpoint counts as one of an earlier step."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(rewrite: Any) -> Any:
         return lambda commit, tensors, note: rewrite(replace(commit, step=commit.step - 1), tensors, note)
 
-    return replace_name(launch.repair, "rewrite_commit", make)
+    return replace_name(launch.checkpoints.repair, "rewrite_commit", make)
 
 
 def repair_seals_early() -> Mend:
@@ -144,9 +144,9 @@ def repair_holds_the_model() -> Mend:
 
 def unmendable_taken() -> Mend:
     """Repair mends what it can and leaves the rest."""
-    import launch.repair
+    import launch.checkpoints.repair
 
     def make(faults: Any) -> Any:
         return lambda commit: [fault for fault in faults(commit) if fault.curable]
 
-    return replace_name(launch.repair, "faults", make)
+    return replace_name(launch.checkpoints.repair, "faults", make)

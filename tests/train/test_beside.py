@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from data.config import SourceConfig
-from launch.answers import answers_of
-from launch.beside import _command
+from launch.answering.answers import answers_of
+from launch.answering.beside import _command
 from parallel.config import ParallelConfig
 from tests.harness.evaluated import evaluated_run, evaluations, train_here, write_held_out
 from tests.harness.runs import ROOT, make_data

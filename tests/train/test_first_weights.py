@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.before import export_start
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from model.hf_read import open_hf
 from model.part_folder import open_language
 from parallel.config import ParallelConfig

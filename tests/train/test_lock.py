@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm_job, torchrun
-from launch.preflight import begin
-from launch.transfers import uploaded
+from launch.checkpoints.transfers import uploaded
+from launch.jobs import slurm_job, torchrun
+from launch.jobs.preflight import begin
 from parallel.verdict import How
 from train import lock
 from train.ending import clear_ending, conclude, read_ending, write_ending

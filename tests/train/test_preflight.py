@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch import preflight as look
+from launch.jobs import preflight as look
 from parallel.config import ParallelConfig
 from parallel.links import Speed
 from tests.harness.looks import ODD, looked, missed

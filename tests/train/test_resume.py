@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.harness.run_faults import well
 from tests.harness.runs import STEPS, compare_runs, make_data, read_recipe, write_recipe

@@ -15,7 +15,7 @@ from data.formats.shards import write_shards
 from data.index.build import build_index
 from data.plan.order import samples_at
 from data.plan.used import used_from_dict
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.data.conftest import clip_bytes, make_samples
 from tests.harness.run_faults import well

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.harness.asked import AGAIN, Asked, Request, ask, ask_life, in_step, steps_recorded
 from tests.harness.run_faults import well

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.store.config import OssConfig
-from launch.transfers import fetched
+from launch.checkpoints.transfers import fetched
 from tests.harness.oss_service import OssService
 from tests.launch.commands import end
 from tests.train.uploaded import ADDRESS, content, frozen_of, job_of, make_commit, remote_at

@@ -9,7 +9,7 @@ import pytest
 
 from data.store.config import OssConfig
 from launch.cli import main
-from launch.resume import plan_resume
+from launch.jobs.resume import plan_resume
 from parallel.config import ParallelConfig
 from tests.harness.lives import with_environment
 from tests.harness.oss_service import oss_service
