@@ -67,28 +67,43 @@ def replay(
 
     Raises ValueError: no checkpoint leads to the step, the run never took it, or its data is not there any more.
     """
-    record = _record(run_dir, step)
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ValueError(f"--tolerance {tolerance:g} is a relative difference; give 0 or more")
+    record, last = _record(run_dir, step)
     found = [attempt for attempt in attempts(run_dir) if attempt.sealed]
     before = [attempt for attempt in found if attempt.step < step]
     if not found:
         raise ValueError(f"{run_dir} has no finished checkpoint, and with it no recipe; nothing can be replayed")
+    if step > max(last, found[0].step):
+        raise ValueError(f"--step {step}: the run has come to step {max(last, found[0].step)} as far as it tells")
     with tempfile.TemporaryDirectory(prefix="triptych-replay-") as scratch:
         run = _run_of(before[0] if before else found[-1], Path(scratch), before, overrides)
         run = _with_data_of(run, step, open_commit(found[0].path), before[0].step if before else 0)
         report, samples, first = _again(run, step, tell)
     if record is None:
         tell(f"{run_dir / 'metrics.jsonl'} has no line of step {step}, so there is nothing to compare with")
-    return _compared(run_dir, step, first, report, samples, record, tolerance or TOLERANCE[run.precision])
+    return _compared(
+        run_dir, step, first, report, samples, record, TOLERANCE[run.precision] if tolerance is None else tolerance
+    )
 
 
-def _record(run_dir: Path, step: int) -> dict[str, Any] | None:
+def _record(run_dir: Path, step: int) -> tuple[dict[str, Any] | None, int]:
+    """(what the run wrote of the step, the last step that it wrote of)"""
     path = run_dir / "metrics.jsonl"
     if step < 1:
         raise ValueError(f"--step {step}: steps are counted from 1")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.endswith("}") and (told := json.loads(line))["step"] == step:
-            return dict(told)
-    return None
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    told = {record["step"]: record for record in map(_told, lines) if record is not None}
+    return told.get(step), max(told, default=0)
+
+
+def _told(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that is cut short or damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _run_of(attempt: Attempt, scratch: Path, before: Sequence[Attempt], overrides: Sequence[str]) -> RunConfig:

@@ -43,6 +43,9 @@ def world_faults(run: RunConfig, world_size: int) -> list[str]:
             f"tensor {run.parallel.tensor} / pipeline {run.parallel.pipeline}); start fewer processes, split the model "
             f"over more of them, or set data.rows_per_step={data_size}"
         ]
+    absent = [rank for rank in run.profile.ranks if not 0 <= rank < world_size] if run.profile.steps else []
+    if absent:
+        return [f"profile.ranks={list(run.profile.ranks)} names {absent}, and ranks are 0 to {world_size - 1}"]
     # Rows that replicas do not divide are dealt to them by one more and one less.
     most, least = -(-rows // data_size), rows // data_size
     return _interleaving(run.parallel, most, data_size) or _interleaving(run.parallel, least, data_size)

@@ -1,6 +1,7 @@
 """Arguments of the commands that make sources, `triptych index` and `triptych pack`, and of those that read one."""
 
 import argparse
+import math
 from pathlib import Path
 
 from data.store.config import OssConfig
@@ -76,6 +77,17 @@ def at_least_one(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
+
+
+def more_than_nothing(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.commands.data import at_least_one
+from launch.commands.data import at_least_one, more_than_nothing
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--network", type=float, default=50.0, metavar="GB/S", help="of a GPU to other nodes; default: 50"
     )
     parser.add_argument("--efficiency", type=float, default=0.55, help="share of the GPU's FLOP/s that passes reach")
-    parser.add_argument("--price", type=float, help="of a GPU and hour")
+    parser.add_argument("--price", type=more_than_nothing, help="of a GPU and hour")
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit")
     parser.add_argument("--parameters", action="store_true", help="tell parameters rank by rank as well")
     parser.add_argument("--json", action="store_true", help="print data in place of lines")

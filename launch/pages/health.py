@@ -3,6 +3,7 @@
 All limits are ours. They are wide: a line that is not green is worth a look, and not always a fault.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,8 @@ SLOWER = (0.20, 0.50)
 ODD_STEPS = (0.002, 0.02)
 """Left out, or with a norm SPIKE times as large as the median."""
 SPIKE = 10.0
+SILENCE = 3600.0
+"""Seconds without a step after which a run that left no verdict is taken for lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +52,12 @@ def worst(found: list[Finding]) -> State:
 
 def _ending(story: Story) -> Iterator[Finding]:
     if story.ending is None:
-        yield Finding(state="good", what="End", said="no verdict yet: the run trains, or its host was lost")
+        quiet = time.time() - _last(story.column("time"))
+        if quiet > SILENCE:
+            said = f"no verdict, and no step for {short(quiet / 3600)} hours: it was killed, or its host was lost"
+            yield Finding(state="look", what="End", said=said)
+        else:
+            yield Finding(state="good", what="End", said="no verdict yet: the run trains")
         return
     state: State = "bad" if story.ending.verdict == "failed" else "good"
     words = {"done": "done", "again": "ended in order, to be started again", "failed": "failed"}
@@ -90,7 +98,7 @@ def _speed(story: Story) -> Iterator[Finding]:
         mfu = story.column("mfu")
         said = f"{short(tenths[-1])} tokens/s over the last tenth, {short(usual)} in the median"
         said += f", MFU {short(float(np.nanmedian(mfu)), '%')}" if np.isfinite(mfu).any() else ""
-        yield Finding(state=_judged(1 - tenths[-1] / usual, SLOWER), what="Speed", said=said)
+        yield Finding(state=_judged(1 - tenths[-1] / usual if usual > 0 else 0.0, SLOWER), what="Speed", said=said)
     if story.seconds > 0:
         wait = float(np.nansum(story.column("data_seconds"))) / story.seconds
         said = f"{short(wait, '%')} of the time waited for data"

@@ -33,9 +33,12 @@ Picture = dict[str, str]
 
 
 def write_run_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run, RUN/report.html if `out` is None. Raises ValueError if the run has no metrics."""
+    """Write the page of a run, RUN/report.html if `out` is None. Raises ValueError if the run has no metrics, or
+    `out` is a folder."""
     run_dir = Path(run_dir)
     path = Path(out) if out is not None else run_dir / REPORT
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
     run = view(read_story(run_dir), run_dir.resolve().name)
     _write(path, title=run.name, runs=[run], result=None, examples=None)
     return path

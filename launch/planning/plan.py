@@ -18,10 +18,6 @@ from train.resolve import RECIPES, compose
 STAGES = ("stage1", "stage2", "stage3")
 
 
-class PlanError(ValueError):
-    """A stage has no place on the GPUs that are asked for."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
     """What is to be planned."""
@@ -37,13 +33,13 @@ class Asked:
 
 
 def machine_of(gpu: str, gpus_per_node: int, network_bandwidth: float, efficiency: float) -> Machine:
-    """Raises PlanError for a GPU that is not known, or numbers that none could have."""
+    """Raises ValueError for a GPU that is not known, or numbers that none could have."""
     if gpu.upper() not in GPUS:
-        raise PlanError(f"--gpu {gpu} is not known; known are {', '.join(name.lower() for name in GPUS)}")
-    if not 0 < efficiency <= 1:
-        raise PlanError(f"--efficiency {efficiency:g} is a share of the GPU's FLOP/s; give 0 < share <= 1")
+        raise ValueError(f"--gpu {gpu} is not known; known are {', '.join(name.lower() for name in GPUS)}")
+    if not 0.01 <= efficiency <= 1:
+        raise ValueError(f"--efficiency {efficiency:g} is a share of the GPU's FLOP/s; give one of 0.01 to 1")
     if not network_bandwidth > 0:
-        raise PlanError(f"--network {network_bandwidth / 1e9:g} is in GB/s and must be more than 0")
+        raise ValueError(f"--network {network_bandwidth / 1e9:g} is in GB/s and must be more than 0")
     return Machine(
         gpu=GPUS[gpu.upper()],
         gpus_per_node=gpus_per_node,
@@ -70,7 +66,7 @@ def recipe_on(name: str, gpus: int | None) -> str:
 def planned(name: str, overrides: Sequence[str], asked: Asked) -> Report:
     """One recipe, or each stage of a family. The report is not good where one does not fit as it is.
 
-    Raises ValueError (RecipeError, PlanError) where there is nothing to reckon with, or where nothing fits.
+    Raises ValueError where there is nothing to reckon with.
     """
     lines: list[str] = []
     data: list[dict[str, Any]] = []
@@ -112,9 +108,10 @@ def _searched(
     found = search.fitting(gpus)
     if not found:
         said = no_layout(run, search, gpus, asked.machine)
-        raise PlanError(f"{recipe} has no layout that fits {gpus} {asked.machine.gpu.name}: {said}")
+        data = {"recipe": recipe, "gpus": gpus, "layouts": [], "fits": False, "cure": said}
+        return [f"{recipe}: no layout fits {gpus} {asked.machine.gpu.name}: {said}"], data, False
     head = f"{recipe}: layouts that fit {gpus} {asked.machine.gpu.name}, fastest first; {rows.said}"
-    data = {"recipe": recipe, "layouts": [plan_data(plan, asked.price) for plan in found]}
+    data = {"recipe": recipe, "gpus": gpus, "layouts": [plan_data(plan, asked.price) for plan in found], "fits": True}
     return [head, *ranking_lines(found, asked.price)], data, True
 
 

@@ -58,7 +58,7 @@ class StepTime:
     timeline: Timeline
     """Of the replica that takes longest."""
     reduction: float
-    """Gradients over the data axis, and weights back."""
+    """Gradients over the data axis, and weights back; before it those of a tied embedding, which two stages have."""
     update: float
     traffic: Traffic
 
@@ -80,6 +80,7 @@ def step_time(
     share = (count - 1) / count
     # An all-reduce of fp32 gradients, then an all-gather of weights in the model's dtype.
     data_bytes = trained * (2 * FP32 + each) * share
+    tied_bytes = _tied_bytes(pieces[0])
     # Ranks are numbered tensor axis first, then data, then pipeline (parallel/grid.py).
     span = parallel.tensor * count
     between = machine.bandwidth(span * parallel.pipeline)
@@ -87,10 +88,20 @@ def step_time(
     timeline, rows = max(lines, key=lambda line: line[0].seconds)
     return StepTime(
         timeline=timeline,
-        reduction=data_bytes / machine.bandwidth(span),
+        reduction=data_bytes / machine.bandwidth(span) + tied_bytes / between,
         update=trained / count * _UPDATE_BYTES / machine.gpu.memory_bandwidth,
-        traffic=Traffic(tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows), data=data_bytes),
+        traffic=Traffic(
+            tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows) + tied_bytes, data=data_bytes
+        ),
     )
+
+
+def _tied_bytes(first: Piece) -> float:
+    """What the first pipeline stage, and the last, sends in an all-reduce of both: as much as it reduces."""
+    language = first.model.language
+    if first.parallel.pipeline == 1 or not language.tie_embeddings or "language" not in first.trainable:
+        return 0.0
+    return language.vocab_size * language.hidden_size * FP32 / first.parallel.tensor
 
 
 def _timeline(

@@ -1,12 +1,13 @@
 """`triptych plan`: what it says, what it refuses, and for which rows."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launch.planning.plan import Asked, PlanError, machine_of, planned, recipes_of
+from launch.planning.plan import Asked, machine_of, planned, recipes_of
 from launch.planning.rows import drawn_steps, fullest_rows, imagined_step
 from launch.planning.search import Search, worlds
 from launch.planning.stage import Rows, StagePlan, plan_stage, stage_rows
@@ -100,8 +101,33 @@ def test_what_does_not_fit_says_what_would() -> None:
 
 
 def test_a_search_without_a_find_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"no layout that fits 8 H800: the leanest, .*; 24 are the fewest"):
-        planned("qwen2vl_72b_stage2", ["data.rows_per_step=16"], Asked(gpus=8, machine=H800, search=True))
+    report = planned("qwen2vl_72b_stage2", ["data.rows_per_step=16"], Asked(gpus=8, machine=H800, search=True))
+    assert not report.good and report.data[0]["layouts"] == [] and not report.data[0]["fits"]
+    (said,) = report.lines
+    assert re.search(r"no layout fits 8 H800: the leanest, .*; \d+ are the fewest", said), said
+
+
+def test_a_search_goes_on_after_a_stage_that_fits_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpus", 1, "--gpu", "h800", "--search", "--json", "data.rows_per_step=4"]
+    assert end("plan", "--config-name", "qwen2vl_7b", *arguments) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["recipe"] for stage in found] == recipes_of("qwen2vl_7b")
+    assert [stage["fits"] for stage in found] == [bool(stage["layouts"]) for stage in found]
+    assert not all(stage["fits"] for stage in found)
+
+
+def test_a_tied_embedding_is_summed_over_the_ends_of_the_pipeline() -> None:
+    plans = {}
+    for name in ("qwen2vl_2b_stage1", "qwen2vl_2b_stage2"):
+        for pipeline in (1, 2):
+            run = large(name)
+            run = replace(run, parallel=ParallelConfig(pipeline=pipeline))
+            plans[name, pipeline] = plan_stage(run, rows_of(run), 2, H800)
+    embedding = 151936 * 1536 * 4
+    frozen, trained = (plans[f"qwen2vl_2b_stage{stage}", 2].time for stage in (1, 2))
+    assert trained.traffic.pipeline - frozen.traffic.pipeline == embedding
+    assert trained.reduction >= embedding / H800.bandwidth(2)
+    assert plans["qwen2vl_2b_stage2", 1].time.traffic.pipeline == 0
 
 
 def test_a_search_ranks_what_fits_and_takes_the_least_recomputation() -> None:
@@ -149,7 +175,9 @@ def test_a_family_is_its_three_stages() -> None:
     [
         (["--gpu", "h9000"], "--gpu h9000 is not known; known are b200"),
         (["--efficiency", "1.5"], "--efficiency 1.5 is a share"),
+        (["--efficiency", "1e-300"], "--efficiency 1e-300 is a share"),
         (["--network", "0"], "--network 0 is in GB/s"),
+        (["--price", "-3"], "--price: '-3' is no number above 0"),
         (["--gpus", "4", "parallel.tensor=4", "data.rows_per_step=8"], "cannot be split over parallel.tensor=4"),
     ],
 )

@@ -1,7 +1,9 @@
 """A recorded step once more: the same loss from another layout, steps run to get there, and what is not the same."""
 
 import json
+import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,8 +76,25 @@ def test_the_command_of_the_page_runs(trained: Path, capsys: pytest.CaptureFixtu
     [
         ((0, ()), "steps are counted from 1"),
         ((3, ("stage.steps=9",)), "leave out stage.steps: 5 -> 9"),
+        ((6, ()), "--step 6: the run has come to step 5"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(trained: Path, arguments: tuple, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replay(trained, *arguments)
+
+
+@pytest.mark.parametrize("tolerance", [math.nan, math.inf, -1.0])
+def test_no_tolerance_that_nothing_can_fail(trained: Path, tolerance: float) -> None:
+    with pytest.raises(ValueError, match="is a relative difference; give 0 or more"):
+        replay(trained, 3, tolerance=tolerance)
+
+
+def test_a_tolerance_of_nothing_is_one(trained: Path, tmp_path: Path) -> None:
+    """One last bit off the record, which the default lets pass."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    told[4]["loss"] *= 1 + 1e-9
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    assert replay(run, 5).good and not replay(run, 5, tolerance=0.0).good

@@ -132,6 +132,27 @@ def test_what_is_wrong_is_found(what: str, state: str, values: dict[str, float],
     assert said(run)[what][0] == state, said(run)
 
 
+def test_a_run_that_stood_still_is_a_page_all_the_same(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row | {"tokens_per_second": 0.0}) + "\n" for row in rows))
+    assert said(run)["Speed"][1].startswith("0 tokens/s")
+
+
+def test_a_run_that_went_silent_without_a_verdict_is_not_called_one_that_trains(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "verdict.json").unlink()
+    changed(run, time=time.time())
+    assert said(run)["End"] == ("good", "no verdict yet: the run trains")
+    changed(run, time=time.time() - 30 * 86400)
+    assert said(run)["End"] == ("look", "no verdict, and no step for 720 hours: it was killed, or its host was lost")
+
+
+def test_a_folder_is_no_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert end("report", str(run), "--out", str(run)) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+
+
 def test_a_failed_save_and_a_failed_run_are_bad(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with (run / "saves.jsonl").open("a") as file:

@@ -8,6 +8,7 @@ import torch
 
 from tests.train.test_metrics import tiny_run
 from train.config import ProfileConfig
+from train.crosscheck import world_faults
 from train.profiler import Profiler
 
 
@@ -35,3 +36,9 @@ def test_chosen_steps_are_traced(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "profile").touch()  # a folder that cannot be made ends no run
     assert traced(tmp_path / "full", range(1, 5)) == {}
+
+
+def test_a_rank_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    run = replace(tiny_run(tmp_path), profile=ProfileConfig(steps=(2, 3), ranks=(0, 7)))
+    assert world_faults(run, 2) == ["profile.ranks=[0, 7] names [7], and ranks are 0 to 1"]
+    assert not world_faults(replace(run, profile=ProfileConfig(ranks=(7,))), 2), "nothing is traced"
