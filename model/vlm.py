@@ -76,8 +76,8 @@ class ModelChunk(torch.nn.Module):
     def forward(self, row: Row, with_loss: bool = True) -> Tensor:
         """Hidden states (T, 1, H) for the next stage; on the last stage token losses (1, S), or logits (1, T, V)."""
         sizes = self.language.sizes
-        angles = mrope_angles(row.positions, sizes.rope_theta, sizes.mrope_section)
-        segments = row.segments.turned(Turn.by(angles, self.config.params_dtype))
+        turn = Turn.by(mrope_angles(row.positions, sizes.rope_theta, sizes.mrope_section), self.config.params_dtype)
+        segments = row.segments.turned(turn)
         hidden = self.language(self.embed(row) if self.has_input else None, segments)
         if not self.language.post_process:
             return hidden

@@ -25,7 +25,8 @@ class RankMemory:
     in_flight: int
     """The same of the others that 1F1B has under way with it."""
     working: int
-    """Beside these at the worst moment: what one layer, the head or the tower computes with."""
+    """Beside these at the worst moment: what one layer, the head or the tower computes with, and messages of the
+    pipeline that wait to be sent or used."""
     buffers: int
     """What the reduction of gradients takes in place of activations and working memory."""
 
@@ -59,8 +60,10 @@ def rank_memory(pieces: Sequence[Piece], held: HeldBytes, rank: int, rows: Seque
     def left(step: Pass) -> int:
         return kinds[step.chunk, rows[step.microbatch]]
 
+    messages = _messages(order, [pieces[rank].message_bytes(row) for row in rows], rank > 0, rank < stages - 1)
+
     def beside(step: Pass) -> int:
-        return besides[step.chunk, rows[step.microbatch], step.backward]
+        return besides[step.chunk, rows[step.microbatch], step.backward] + messages[step]
 
     waiting, one = most_held(order, left), max(kinds.values())
     return RankMemory(
@@ -73,6 +76,22 @@ def rank_memory(pieces: Sequence[Piece], held: HeldBytes, rank: int, rows: Seque
         working=most_held(order, left, beside) - waiting,
         buffers=held.bucket,
     )
+
+
+def _messages(order: Sequence[Pass], sizes: Sequence[float], has_before: bool, has_after: bool) -> dict[Pass, int]:
+    """Bytes of hidden states and gradients that are there in each pass beside its own.
+
+    megatron-core's loop keeps what the last backward pass had until the next: its input and that one's gradient, and
+    the gradient that it was given. A backward pass has been given one, and the gradient sent before is still there.
+    """
+    found, last = {}, 0.0
+    for step in order:
+        if step.backward:
+            found[step] = int(has_before * last + has_after * sizes[step.microbatch])
+            last = sizes[step.microbatch]
+        else:
+            found[step] = int((2 * has_before + has_after) * last)
+    return found
 
 
 def _given_bytes(piece: Piece, row: RowSizes) -> int:
