@@ -13,6 +13,13 @@ class MismatchError(ValueError):
     """Index, tokenizer, shards or a saved cursor do not belong together; the message lists what differs."""
 
 
+class DataFaults(MismatchError):
+    """Tokenizer and sources of a recipe: every message of them, in `args`."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 class BudgetError(ValueError):
     """A sample or a mixture does not fit the configured budgets; the message has the numbers."""
 

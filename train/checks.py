@@ -12,11 +12,14 @@ class Check:
     found: str
     """With the numbers; of what is not in order, with the cure."""
     ok: bool = True
+    doubtful: bool = False
+    """The run can start, and somebody should read this first."""
 
     @property
     def line(self) -> str:
         """For people."""
-        return f"  {self.name:<11} {'ok' if self.ok else 'FAIL':<5} {self.found}"
+        word = "FAIL" if not self.ok else "note" if self.doubtful else "ok"
+        return f"  {self.name:<11} {word:<5} {self.found}"
 
 
 class PreflightError(ValueError):

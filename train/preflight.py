@@ -10,6 +10,7 @@ import os
 import secrets
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -56,7 +57,8 @@ def check_together(
     told = _facts(run, groups, thorough, token, own)
     dist.all_gather_object(facts, told)
     if groups.rank == 0:
-        token.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never there
+            token.unlink()
     agreed: list[list[Check]] = [[]]
     if groups.rank == 0:  # room on a disk is not the same from one moment to the next
         agreed = [
@@ -165,8 +167,9 @@ def _leave_token(run: RunConfig, groups: Groups) -> Path:
     dist.broadcast_object_list(names, src=0)
     path = Path(run.run_dir) / f".preflight_{names[0]}"
     if groups.rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        with suppress(OSError):  # nobody sees it then, which the table tells
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
     dist.barrier()
     return path
 

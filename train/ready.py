@@ -7,7 +7,7 @@ from functools import partial
 
 from data.config import DataConfig
 from data.encoding.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
-from data.errors import MismatchError, StoreError
+from data.errors import DataFaults, MismatchError, StoreError
 from data.loading.rows import SourceIndex, open_indexes
 from data.plan.plan import Plan
 from train.checkpoint import identity
@@ -34,12 +34,25 @@ def open_data(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex], Plan]:
 
 
 def open_sources(run: RunConfig) -> tuple[Tokenizer, list[SourceIndex]]:
-    """Tokenizer and indexes, held to each other and to the model. Raises ValueError saying what does not fit."""
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))
-    indexes = open_indexes(run.data)
-    _check_media(run, run.data, indexes)
+    """Tokenizer and indexes, held to each other and to the model. Raises DataFaults with all that does not fit."""
+    faults: list[str] = []
+    try:
+        tokenizer = load_tokenizer(run.data.tokenizer)
+        check_tokenizer(tokenizer, run.model.language.vocab_size, _declared(run))
+    except ValueError as fault:
+        faults.append(str(fault))
+    try:
+        indexes = open_indexes(run.data)
+        _check_media(run, run.data, indexes)
+    except ValueError as fault:
+        faults += _each(fault)
+    if faults:
+        raise DataFaults(*dict.fromkeys(faults))  # what cannot be loaded is told by both
     return tokenizer, indexes
+
+
+def _each(fault: Exception) -> list[str]:
+    return list(fault.args) if isinstance(fault, DataFaults) else [str(fault)]
 
 
 def _check_media(run: RunConfig, data: DataConfig, indexes: list[SourceIndex]) -> None:
@@ -108,13 +121,13 @@ def file_faults(run: RunConfig) -> list[str]:
         partial(_packages, run),
     ]
     looks += [partial(_first_weights, run, *pair) for pair in sources.items()]
-    faults = []
+    faults: list[str] = []
     for look in looks:
         try:
             look()
         except (ValueError, OSError) as fault:
-            faults.append(str(fault))
-    return faults
+            faults += _each(fault)
+    return list(dict.fromkeys(faults))  # held-out sources have the same tokenizer
 
 
 def _packages(run: RunConfig) -> None:

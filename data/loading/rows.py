@@ -10,7 +10,7 @@ import numpy as np
 from data.config import IGNORE, DataConfig, SourceConfig
 from data.encoding.encode import encode_sample
 from data.encoding.tokenizer import Tokenizer, load_tokenizer
-from data.errors import MismatchError, SampleError
+from data.errors import DataFaults, MismatchError, SampleError
 from data.index.file import Index, open_index
 from data.index.mmap_text import TextIndex, is_text
 from data.loading.media import PatchReader
@@ -89,16 +89,25 @@ def open_source(config: DataConfig, source: SourceConfig, trusted: bool = False)
 
 
 def open_indexes(config: DataConfig) -> list[SourceIndex]:
-    """The index of every source, checked against shards and tokenizer. Raises MismatchError with the source's name."""
-    tokenizer = load_tokenizer(config.tokenizer)
-    indexes = []
+    """The index of every source, checked against shards and tokenizer. Raises DataFaults, with all that do not fit."""
+    faults: list[str] = []
+    indexes: list[SourceIndex] = []
+    tokenizer = None
+    try:
+        tokenizer = load_tokenizer(config.tokenizer)
+    except MismatchError as error:
+        faults.append(str(error))
     for source in config.sources:
         try:
             index = open_source(config, source)
-            index.check(tokenizer)
+            if tokenizer is not None:
+                index.check(tokenizer)
         except (ValueError, OSError) as error:
-            raise MismatchError(f"source {source.name!r} at {source.path}: {error}") from None
-        indexes.append(index)
+            faults.append(f"source {source.name!r} at {source.path}: {error}")
+        else:
+            indexes.append(index)
+    if faults:
+        raise DataFaults(*faults)
     return indexes
 
 

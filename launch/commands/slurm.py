@@ -15,7 +15,9 @@ def add_slurm(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--nodes", type=at_least_one, required=True, help="of the job")
     parser.add_argument("--gpus-per-node", type=at_least_one, default=8, help="and processes; default: 8")
-    parser.add_argument("--time", help="limit, as sbatch takes it: 12:00:00; the run is warned before, and requeued")
+    parser.add_argument(
+        "--time", help="limit, as sbatch takes it: 12:00:00, UNLIMITED; the run is warned before, and requeued"
+    )
     parser.add_argument("--partition", help="of the cluster")
     parser.add_argument("--account", help="that pays")
     parser.add_argument("--after", type=at_least_one, metavar="JOB", help="start when this job has ended well")

@@ -16,7 +16,7 @@ class Setting:
 
 
 def settings(parallel: ParallelConfig) -> tuple[Setting, ...]:
-    """Of the ranks of a run. `launch/jobs/torchrun.py` sets them, `triptych slurm --print` shows them."""
+    """Of the ranks of a run. `launch/jobs/torchrun.py` sets them, `--print` shows them."""
     timeout = math.ceil(parallel.timeout_seconds)
     return tuple(
         Setting(name=name, value=value, reason=reason)
@@ -47,3 +47,11 @@ def settings(parallel: ParallelConfig) -> tuple[Setting, ...]:
             ("HYDRA_FULL_ERROR", "1", "Hydra cuts tracebacks short, which hides where training failed"),
         )
     )
+
+
+def shown(parallel: ParallelConfig) -> list[str]:
+    """The same for people."""
+    return [
+        "and in the environment of each rank, unless it is set already:",
+        *(f"  {f'{each.name}={each.value}':<56} {each.reason}" for each in settings(parallel)),
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.checkout import ROOT
 from launch.jobs.preflight import refusals
-from launch.jobs.settings import settings
+from launch.jobs.settings import shown
 from launch.jobs.torchrun import stopping_options
 from train.checks import PreflightError
 from train.config import RunConfig
@@ -21,6 +21,7 @@ from train.resolve import compose
 _LEAST_LEAD = 120
 _SPARE_SECONDS = 60
 """SLURM warns up to a minute early or late, and torchrun hands the signal on."""
+_NO_LIMIT = ("UNLIMITED", "INFINITE")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
@@ -68,8 +69,7 @@ class Submission:
             f"{shlex.join(check)}",
             "with these options of torchrun, from the recipe:",
             f"  {shlex.join(stopping_options(run.checkpoint))}",
-            "and in the environment of each rank, unless it is set already:",
-            *(f"  {f'{each.name}={each.value}':<56} {each.reason}" for each in settings(run.parallel)),
+            *shown(run.parallel),
             "logs:",
             f"  {run.run_dir}/logs/job_JOB.log         the job and each node's first rank",
             f"  {run.run_dir}/logs/rank_00000.log ...  everything a rank says",
@@ -94,7 +94,7 @@ def plan_job(name: str, overrides: Sequence[str], job: Job, folder: Path | None 
         "--partition": job.partition,
         "--account": job.account,
         "--dependency": f"afterok:{job.after}" if job.after is not None else None,
-        "--signal": f"USR1@{lead}",
+        "--signal": f"USR1@{lead}",  # without a limit too: the job may be given one while it runs
         "--output": f"{run.run_dir}/logs/job_%j.log",
         "--export": f"ALL,PYTHON={sys.executable}",
     }
@@ -110,11 +110,18 @@ def lead_seconds(run: RunConfig) -> int:
     return max(_LEAST_LEAD, math.ceil(run.checkpoint.grace_seconds) + _SPARE_SECONDS)
 
 
-def seconds_of(time: str) -> int:
-    """Of MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]]. Raises ValueError."""
+def seconds_of(time: str) -> int | None:
+    """Of MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]]; None for no limit, which is 0
+    or UNLIMITED to sbatch. Raises ValueError."""
+    if time.upper() in _NO_LIMIT:
+        return None
     found = _TIME.fullmatch(time)
     if found is None:
-        raise ValueError(f"--time {time} is none of 90, 90:00, 12:00:00, 2-00 and 2-12:00:00")
+        raise ValueError(f"--time {time} is none of 90, 90:00, 12:00:00, 2-00, 2-12:00:00, and UNLIMITED")
+    return _counted(found) or None
+
+
+def _counted(found: re.Match[str]) -> int:
     days, *parts = (int(part) if part is not None else None for part in found.groups())
     given = [part for part in parts if part is not None]
     if days is not None:

@@ -16,6 +16,7 @@ from typing import Any
 from launch.jobs.torchrun import newest_commit, recipe_of, resumed
 from train.checkpoint.commits import now
 from train.ending import clear_ending, read_ending
+from train.folder import check_writable
 from train.lock import LEASE_SECONDS, check_lock
 
 STARTS = "jobs.jsonl"
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def begin(words: Sequence[str], run_dir: str) -> list[str]:
-    """Arguments of this start. Raises ValueError while a run trains in the folder: its verdict is not ours."""
+    """Arguments of this start. Raises ValueError if the folder cannot be written, or while a run trains there: its
+    verdict is not ours."""
+    check_writable(run_dir)
     check_lock(run_dir, LEASE_SECONDS)
     clear_ending(run_dir)
     start = {"job": os.environ.get("SLURM_JOB_ID", ""), "restarts": _restarts(), "commit": newest_commit(run_dir)}

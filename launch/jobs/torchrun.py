@@ -1,4 +1,5 @@
-"""`python -m launch.jobs.torchrun [--restarts=N] [TORCHRUN OPTIONS] -m train --config-name RECIPE [key=value ...]`
+"""`python -m launch.jobs.torchrun [--print] [--restarts=N] [TORCHRUN OPTIONS] -m train --config-name RECIPE [key=value
+...]`
 
 torchrun for a run. By itself it dies of SIGUSR1 and kills its processes 30 s after it has handed on a signal; here it
 is told what the recipe needs, each rank gets a log of its own, and it leaves with the run's verdict: 0 done, 75 again,
@@ -13,6 +14,7 @@ import argparse
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 from launch.checkout import ROOT
-from launch.jobs.settings import settings
+from launch.jobs.settings import settings, shown
 from launch.pages.report import report_at_end
 from parallel.verdict import AGAIN_CODE, FAULT_CODE, MENDABLE_CODE
 from train.checkpoint.commits import attempts
@@ -102,7 +104,16 @@ def main(arguments: Sequence[str]) -> int:
     own, arguments = _own(arguments)
     at = arguments.index("-m") + 2
     options, module, words = arguments[: at - 2], arguments[at - 1], arguments[at:]
-    run = recipe_of(words)
+    try:
+        run = recipe_of(words)
+    except ValueError as refused:
+        print(refused, file=sys.stderr)
+        return MENDABLE_CODE
+    told = [*_understood(stopping_options(run.checkpoint)), *_patience(run), *options]
+    command = [*told, "--no-python", *_command(run, module), *words]
+    if own.show:
+        print("\n".join(_lines(run, command, own.restarts)))
+        return 0
     if own.start.number == 0 and module == "train":
         try:
             check_lock(run.run_dir, LEASE_SECONDS)  # the verdict of who trains there is not ours to forget
@@ -111,8 +122,7 @@ def main(arguments: Sequence[str]) -> int:
             print(refused, file=sys.stderr)
             return MENDABLE_CODE
         own = dataclasses.replace(own, start=Start(commit=newest_commit(run.run_dir)))
-    told = [*_understood(stopping_options(run.checkpoint)), *_patience(run), *options]
-    fault = _torchrun([*told, "--no-python", *_command(run, module), *words], run)
+    fault = _torchrun(command, run)
     if module == "train":
         report_at_end(run.run_dir)
     if fault is None:
@@ -120,11 +130,12 @@ def main(arguments: Sequence[str]) -> int:
     ending = read_ending(run.run_dir) if module == "train" else None
     if ending is not None and ending.verdict == "again" and not fault.alone:  # each rank has said why it left
         return AGAIN_CODE
-    print(fault.text, file=sys.stderr)
-    if fault.codes and set(fault.codes) == {MENDABLE_CODE}:
+    if fault.codes and set(fault.codes) == {MENDABLE_CODE}:  # torchrun's own words would bury what the ranks have said
+        print(f"torchrun: something is to be mended first, as said above and in {run.run_dir}/logs", file=sys.stderr)
         if ending is not None:
             _refuse(run, ending)
         return MENDABLE_CODE
+    print(fault.text, file=sys.stderr)
     if module == "train" and (fault.codes or fault.alone):
         _start_again(run, own, options, words)
     return FAULT_CODE
@@ -139,24 +150,38 @@ def _refuse(run: RunConfig, ending: Ending) -> None:
 class _Own:
     restarts: int
     start: Start
+    show: bool
 
 
 def _own(arguments: Sequence[str]) -> tuple[_Own, list[str]]:
     """Options of this module, and what is left for torchrun and the run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--print", action="store_true")
     for field in dataclasses.fields(Start):
         parser.add_argument(f"--start-{field.name}", type=type(field.default), default=field.default)
     at = list(arguments).index("-m")
     told, rest = parser.parse_known_args(list(arguments[:at]))
     start = Start(**{field.name: getattr(told, f"start_{field.name}") for field in dataclasses.fields(Start)})
-    return _Own(restarts=told.restarts, start=start), [*rest, *arguments[at:]]
+    return _Own(restarts=told.restarts, start=start, show=told.print), [*rest, *arguments[at:]]
 
 
 def _command(run: RunConfig, module: str) -> list[str]:
     """Of a rank. PYTHON_EXEC is torchrun's own variable for the interpreter."""
     python = os.environ.get("PYTHON_EXEC", sys.executable)
     return [str(ROOT / "launch" / "rank.sh"), f"{run.run_dir}/logs", python, "-u", "-m", module]
+
+
+def _lines(run: RunConfig, command: Sequence[str], restarts: int) -> list[str]:
+    """What would run, for people."""
+    again = f", and again up to {restarts} times in a row without a new commit" if restarts else ""
+    return [
+        f"started from the root of the checkout{again}:",
+        f"  torchrun {shlex.join(command)}",
+        *shown(run.parallel),
+        "logs:",
+        f"  {run.run_dir}/logs/rank_00000.log ...  everything a rank says",
+    ]
 
 
 def _patience(run: RunConfig) -> list[str]:

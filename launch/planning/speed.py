@@ -21,6 +21,11 @@ RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
 (ours, until measured)."""
 
 
+def room_of(memory: float) -> float:
+    """Bytes of a GPU of so many that a run may take."""
+    return memory * (1 - RESERVE_SHARE) - RESERVE_BYTES
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
     """GPUs, and how they reach each other."""
@@ -35,7 +40,7 @@ class Machine:
     @property
     def room(self) -> float:
         """Bytes of a GPU that a run may take."""
-        return self.gpu.memory * (1 - RESERVE_SHARE) - RESERVE_BYTES
+        return room_of(self.gpu.memory)
 
     def bandwidth(self, span: int) -> float:
         """Bytes a second of neighbours in a group whose ranks are spread over `span` consecutive ranks of the world."""

@@ -100,7 +100,7 @@ def test_several_nodes_meet_at_one_of_them(tmp_path: Path) -> None:
     arguments = ["--config-name", "qwen2vl_7b_stage2"]
     nodes = {"NNODES": "8", "NPROC_PER_NODE": "8"}
     done, started = run(tmp_path, "torchrun.sh", *arguments, **nodes)
-    assert done.returncode != 0 and "MASTER_ADDR" in done.stderr and started == ""
+    assert done.returncode == 2 and "MASTER_ADDR" in done.stderr and started == ""
     done, started = run(tmp_path, "torchrun.sh", *arguments, MASTER_ADDR="node0", MASTER_PORT="1234", **nodes)
     assert done.returncode == 0, done.stderr
     assert {"--nnodes=8", "--rdzv-backend=c10d", "--rdzv-endpoint=node0:1234"} <= set(started.splitlines())
@@ -123,6 +123,44 @@ def test_a_preflight_starts_the_ranks_that_look_and_no_training(tmp_path: Path) 
         and "--preflight" not in words
         and "train" not in words
     )
+
+
+@pytest.mark.parametrize("words", [[], ["--preflight"]])
+def test_a_run_folder_that_cannot_be_made_is_told_once_with_its_cure(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").touch()
+    arguments = [*words, "--config-name", "quickstart_stage1", f"run_dir={tmp_path / 'file' / 'run'}"]
+    done, started = run(tmp_path, "torchrun.sh", *arguments, NPROC_PER_NODE="2", LOOK="1")
+    assert done.returncode == 2 and started == ""
+    (told,) = [line for line in done.stderr.splitlines() if "run folder" in line]
+    assert "cannot write run_dir=" in told and "or name another" in told
+
+
+def test_what_would_run_is_shown_and_nothing_starts(tmp_path: Path) -> None:
+    arguments = ["--config-name", "quickstart_stage1", f"run_dir={tmp_path / 'run'}", "--print"]
+    done, _ = run(tmp_path, "torchrun.sh", *arguments, NPROC_PER_NODE="2", PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    (command,) = [line for line in done.stdout.splitlines() if line.startswith("  torchrun ")]
+    assert {"--nproc-per-node=2", "--standalone", "-m", "train", "quickstart_stage1"} <= set(command.split())
+    assert "--print" not in command and "--signals-to-handle=" in command
+    assert "rows_per_step:" in done.stdout, "the recipe, resolved"
+    (shown,) = [line for line in done.stdout.splitlines() if "NCCL_IB_TIMEOUT=22" in line]
+    assert len(shown.split()) > 5, "a setting has its reason beside it"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("word", ["--files", "--multirun", "-m", "--print=1"])
+def test_an_unknown_option_is_refused(tmp_path: Path, word: str) -> None:
+    done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", word)
+    assert done.returncode == 2 and started == ""
+    assert done.stderr.count("\n") == 1 and f"no option {word}, but --config-name" in done.stderr
+
+
+@pytest.mark.parametrize("gpus", ["", "0"])
+def test_processes_are_a_count(tmp_path: Path, gpus: str) -> None:
+    given = {"CUDA_VISIBLE_DEVICES": gpus, "NPROC_PER_NODE": "auto"}
+    done, started = run(tmp_path, "torchrun.sh", "--config-name", "quickstart_stage1", **given)
+    assert done.returncode == 2 and started == ""
+    assert done.stderr.startswith("NPROC_PER_NODE=auto and NNODES=1 are counts")
 
 
 PREEMPTED = "PreemptEligibleTime=None PreemptTime=2026-11-22T03:00:00"

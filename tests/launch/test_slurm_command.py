@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def test_a_run_is_warned_as_long_before_the_limit_as_it_needs(tmp_path: Path) ->
 )
 def test_times_are_read_as_sbatch_does(time: str, seconds: int) -> None:
     assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize("time", ["0", "0:00", "UNLIMITED", "unlimited", "INFINITE"])
+def test_a_job_may_have_no_limit(time: str) -> None:
+    assert seconds_of(time) is None
+    job = plan_job(NAME, [], Job(nodes=8, gpus_per_node=8, time=time))
+    assert f"--time={time}" in job.command
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_with_its_cure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    where = f"run_dir={tmp_path / 'file' / 'run'}"
+    assert end(*JOB, "--after", "812", where) == 2
+    told = capsys.readouterr().err
+    assert f"run folder: {platform.node()} cannot write {where}" in told and "or name another" in told
+    job(monkeypatch, 0)
+    with pytest.raises(SystemExit) as left:
+        slurm_job.main(["begin", "--config-name", NAME, where])
+    assert left.value.code == 2 and "or name another" in capsys.readouterr().err
 
 
 def test_what_could_only_fail_after_its_wait_is_not_sent(

@@ -75,6 +75,24 @@ def test_the_verdict_of_this_start_decides_the_exit_code(
     assert (ending is not None and ending.refused) == (code == 2)
 
 
+def test_what_ranks_have_said_is_not_buried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = "launch.jobs.together FAILED\nTo enable traceback see"
+    for codes, code in (((2, 2), 2), ((2, 1), 1)):
+        monkeypatch.setattr(torchrun, "_torchrun", lambda *_, codes=codes: Fault(text=block, codes=codes))
+        assert torchrun.main(["-m", "launch.jobs.together", *RUN[3:], f"run_dir={tmp_path}"]) == code
+        told = capsys.readouterr().err
+        assert ("FAILED" in told) == (code == 1) and (
+            f"mended first, as said above and in {tmp_path}/logs" in told
+        ) == (code == 2)
+
+
+def test_a_recipe_that_does_not_compose_ends_with_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert torchrun.main([*RUN, "stage.stepz=1"]) == 2
+    assert "stage.stepz is not a key" in capsys.readouterr().err
+
+
 class Became(Exception):
     """In the place of os.execv, which does not return."""
 

@@ -1,12 +1,14 @@
 """What ranks look at together: each fault is found, with its cure, and ends all of them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from launch.jobs import preflight as look
+from launch.planning.speed import RESERVE_BYTES, RESERVE_SHARE
 from parallel.config import ParallelConfig
 from parallel.links import Speed
 from tests.harness.looks import ODD, looked, missed
@@ -105,11 +107,64 @@ def test_slow_links_are_told_by_their_nodes(device: str) -> None:
     assert plain.ok == (device == "cpu") and (device == "cpu" or "NCCL_SOCKET_IFNAME" in plain.found)
 
 
-def test_memory_is_held_to_the_gpu(run: RunConfig) -> None:
+def test_memory_is_held_to_the_room_of_the_gpu(run: RunConfig) -> None:
     assert "no GPU" in look.memory_line(run, 2, None).found
-    enough, short = look.memory_line(run, 2, 10**9), look.memory_line(run, 2, 10**6)
-    assert enough.ok and "of 1 GB; 0.0" in enough.found and enough.found.endswith("with rows that fill their budgets")
+    sure, full = (float(x) for x in re.findall(r"([\d.]+) (?:GB of weights|with)", look.memory_line(run, 2, 1).found))
+    assert 0 < sure < full
+
+    def told(room: float) -> Check:
+        return look.memory_line(run, 2, int((room * 1e9 + RESERVE_BYTES) / (1 - RESERVE_SHARE)))
+
+    enough, tight, short = told(1.01 * full), told((sure + full) / 2), told(0.99 * sure)
+    assert enough.line.startswith("  memory      ok ") and "are to be had of 3." in enough.found
+    assert tight.ok and tight.line.startswith("  memory      note ") and "triptych plan" in tight.found
     assert not short.ok and "raise parallel.tensor or parallel.pipeline" in short.found
+
+
+def test_a_run_folder_that_cannot_be_made_has_a_row(run: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    wrong = replace(run, run_dir=str(tmp_path / "file" / "run"), data=replace(run.data, tokenizer="/nowhere"))
+    folder, *others = look.begin(wrong)
+    assert folder.name == "run folder" and not folder.ok
+    assert "cannot write run_dir=" in folder.found and "give it rights and room there" in folder.found
+    assert any("no tokenizer.json" in check.found for check in others), "all is told at once"
+    assert look.begin(replace(run, run_dir=str(tmp_path / "a" / "b")))[0].name == "files"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "a look leaves nothing"
+
+
+def test_a_folder_that_the_first_rank_cannot_write_is_a_row_of_the_table(
+    worlds: Worlds, run: RunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    wrong = replace(run, run_dir=str(tmp_path / "file" / "run"))
+    (_, said), (_, also) = worlds.run(2, looked, run=wrong, thorough=False)
+    assert said == also and "run folder: n0 cannot write run_dir=" in said
+
+
+def test_wandb_has_what_it_needs(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    netrc = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(netrc))
+
+    def told(mode: Literal["disabled", "offline", "online"] = "online") -> Check:
+        (check,) = look.wandb_checks(replace(run, log=replace(run.log, wandb=mode)))
+        return check
+
+    assert look.wandb_checks(replace(run, log=replace(run.log, wandb="disabled"))) == []
+    assert told("offline").line.startswith("  wandb       ok    offline")
+    without = told()
+    assert without.ok and without.doubtful and "no key for api.wandb.ai" in without.found
+    assert "`wandb login`, or set log.wandb=offline" in without.found
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    found = told()
+    assert not found.doubtful and str(netrc) in found.found and "secret" not in found.found
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.of.ours:8080")
+    assert told().doubtful and "no key for wandb.of.ours" in told().found
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert not told().doubtful and "secret" not in told().found
+    monkeypatch.setattr(look.importlib.util, "find_spec", lambda name: None)
+    assert not told("offline").ok and "pip install wandb" in told("offline").found
 
 
 def test_a_refused_start_says_that_it_would_be_again(run: RunConfig, tmp_path: Path) -> None:

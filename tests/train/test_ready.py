@@ -56,6 +56,18 @@ def test_everything_that_is_missing_is_told_at_once(run: RunConfig, tmp_path: Pa
     assert f"{tmp_path / 'no'} has no finished checkpoint" in weights
 
 
+def test_tokenizer_and_sources_are_told_together_and_once(run: RunConfig, tmp_path: Path) -> None:
+    (one,) = run.data.sources
+    sources = (replace(one, name="a", path=str(tmp_path / "a")), one, replace(one, name="b", path=str(tmp_path / "b")))
+    data = replace(run.data, tokenizer=str(tmp_path), sources=sources)
+    evaluate = replace(run.evaluate, every_steps=2, sources=(one,))
+    tokenizer, *missing = file_faults(replace(run, data=data, evaluate=evaluate))
+    assert "no tokenizer.json" in tokenizer
+    assert [fault.partition(":")[0] for fault in missing] == [f"source '{x}' at {tmp_path / x}" for x in "ab"]
+    with pytest.raises(ValueError, match=r"no tokenizer.json in .*; source 'a' at .*; source 'b' at "):
+        open_data(replace(run, data=data))
+
+
 def test_a_vocabulary_and_budgets_that_are_too_small_are_told_with_numbers(run: RunConfig) -> None:
     small = replace(run, model=replace(run.model, language=replace(run.model.language, vocab_size=10)))
     assert "the model has 10 embeddings" in file_faults(small)[0]
