@@ -120,6 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     if fault is None:
         return 0
     ending = read_ending(run.run_dir) if module == "train" else None
+    if ending is not None and ending.verdict == "done" and not fault.codes:  # it was ended while it waited for the rest
+        return 0
     again = ending is not None and ending.verdict == "again" and not fault.alone
     stuck = ending.stuck if ending is not None else 0
     if again and not stuck:  # each rank has said why it left

@@ -54,6 +54,8 @@ def test_a_torchrun_without_the_option_is_told_otherwise(monkeypatch: pytest.Mon
     ("verdict", "codes", "code"),
     [
         ("done", None, 0),
+        ("done", [], 0),  # asked to end while it waited for its last evaluation
+        ("done", [1], 1),
         ("again", [75, 75], 75),
         ("again", [143], 75),
         ("failed", [1, 1], 1),
