@@ -76,6 +76,6 @@ fi
 # One message from one process, before any process group, instead of one from each of them.
 "$PYTHON" -m launch.jobs.preflight "$((NNODES * NPROC_PER_NODE))" "${show:-$look}" "$@" || exit 2
 
-# It leaves with 0 done, 75 asked to end and can be started again, 2 something is to be mended first, 1 failed.
+# It leaves with 0 done, 75 asked to end (or stuck) and can be started again, 2 something is to be mended first, 1 failed.
 exec "$PYTHON" -m launch.jobs.torchrun ${show:+"$show"} --restarts="${RESTARTS:-0}" --nnodes="$NNODES" \
   --nproc-per-node="$NPROC_PER_NODE" "${rendezvous[@]}" -m "$module" "$@"

@@ -2,7 +2,7 @@
 
 It is `python -m launch.answering.beside`: it exports the checkpoint, has the exported model answer held-out samples,
 runs the command, and leaves a file of results. Here it is started, looked at between steps and ended; nothing here
-waits for it while the run trains, and nothing that becomes of it can end the run.
+waits for it while the run trains, and nothing that becomes of it can end the run; the end of the stage waits for it.
 """
 
 import json
@@ -88,14 +88,19 @@ class Beside:
         end, told = time.monotonic() + seconds, self.poll()
         while self._is_running():
             if time.monotonic() > end or asked_to_end():
-                steps = [self._step, *([self._next[1]] if self._next is not None else [])]
-                told += [{"step": step, "fault": "ended with the run (evaluate.wait_seconds)"} for step in steps]
+                told += [{"step": step, "fault": "ended with the run (evaluate.wait_seconds)"} for step in self.steps]
                 self._next = None
                 self._kill()
                 break
             time.sleep(0.05)
             told += self.poll()
         self._told = told + self._told
+
+    @property
+    def steps(self) -> list[int]:
+        """What is under way, and what waits for it."""
+        running = [self._step] if self._is_running() else []
+        return running + ([self._next[1]] if self._next is not None else [])
 
     def close(self) -> None:
         """End it and all it has started."""

@@ -143,9 +143,11 @@ class EvaluateConfig:
     transformers: {export} stands for its folder, {out} for a file that it may write a JSON object of results to, {step}
     for the step. Empty: none."""
     command_seconds: float = 3600.0
-    """From the start of the export; what takes longer is ended."""
-    wait_seconds: float = 0.0
-    """What the end of the stage waits at most for the last answers and command; then they are ended."""
+    """From the start of the export or answers of one step; what takes longer is ended."""
+    wait_seconds: float | None = None
+    """What the end of the stage waits at most for the last answers and command; then they are ended. None: for as long
+    as command_seconds lets them run. All ranks wait and keep their GPUs meanwhile; a run that is asked to end does not
+    wait, and 0 never does."""
     devices: str = ""
     """CUDA_VISIBLE_DEVICES for answers and command; empty is the CPU, as the run's own GPUs are full."""
 

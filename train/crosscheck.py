@@ -229,10 +229,9 @@ def _evaluation(run: RunConfig) -> Iterator[str]:
         )
     if evaluate.answers < 0:
         yield f"evaluate.answers={evaluate.answers} must be 0 or more"
-    if evaluate.command_seconds <= 0 or evaluate.wait_seconds < 0:
-        yield (
-            f"evaluate.command_seconds={evaluate.command_seconds:g} must be more than 0 and evaluate.wait_seconds="
-            f"{evaluate.wait_seconds:g} 0 or more"
-        )
+    if evaluate.command_seconds <= 0:
+        yield f"evaluate.command_seconds={evaluate.command_seconds:g} must be more than 0"
+    if evaluate.wait_seconds is not None and evaluate.wait_seconds < 0:
+        yield f"evaluate.wait_seconds={evaluate.wait_seconds:g} must be 0 or more, or null for evaluate.command_seconds"
     if profile.steps is not None and not 1 <= profile.steps[0] <= profile.steps[1]:
         yield f"profile.steps={list(profile.steps)} are a first and a last step, counted from 1; set e.g. [10, 12]"

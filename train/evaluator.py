@@ -6,6 +6,7 @@ from data.plan.plan import Plan
 from parallel.groups import Groups
 from parallel.place import Board
 from parallel.stop import Stop
+from train.agreement import slowly_on_first_rank
 from train.batches import RowForm
 from train.beside import Beside
 from train.checkpoint.contents import Outcome
@@ -22,7 +23,10 @@ class Evaluator:
         self._evaluation = Evaluation(run, groups, chunks, board, form) if self._every is not None else None
         asked = run.evaluate.answers or run.evaluate.command
         self._beside = Beside(run) if asked and self._every is not None and groups.rank == 0 else None
-        self._wait_seconds = run.evaluate.wait_seconds
+        self._waits = bool(asked) and self._every is not None and run.evaluate.wait_seconds != 0
+        # At most two are there, the one under way and the newest; each has its own limit.
+        limit, wanted = 2 * run.evaluate.command_seconds, run.evaluate.wait_seconds
+        self._wait_seconds = limit if wanted is None else wanted
 
     @property
     def plan(self) -> Plan | None:
@@ -52,10 +56,22 @@ class Evaluator:
                 metrics.record_beside(told)
 
     def finish(self, metrics: Metrics | None, stop: Stop) -> None:
-        """Wait for what is still beside the run as long as the recipe says, but not for a run that is asked to end."""
-        if self._beside is not None:
-            self._beside.wait(self._wait_seconds, lambda: stop.heard)
-            self.poll(metrics)
+        """Wait for what is still beside the run as long as the recipe says, but not for a run that is asked to end. All
+        ranks call it, and all wait: torchrun of a node whose ranks have ended leaves after five minutes, maybe with the
+        job's store, and the ranks that are left would be ended for it."""
+        if self._waits:
+            slowly_on_first_rank("waiting for evaluations", lambda _: self._finish(metrics, stop), self._wait_seconds)
+        else:
+            self._finish(metrics, stop)
+
+    def _finish(self, metrics: Metrics | None, stop: Stop) -> None:
+        if self._beside is None:
+            return
+        if self._waits and not stop.heard and (steps := self._beside.steps):
+            which = " and ".join(map(str, steps))
+            print(f"waiting at most {self._wait_seconds:g} s for what runs beside the run, of step {which}", flush=True)
+        self._beside.wait(self._wait_seconds, lambda: stop.heard)
+        self.poll(metrics)
 
     def close(self) -> None:
         """End what is still running beside the run."""

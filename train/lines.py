@@ -1,14 +1,34 @@
 """Files of JSON lines that a full disk does not end a run for: what cannot be written now waits in memory."""
 
+import json
 import logging
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 MOST_BYTES = 64 << 20
 """That wait; beyond it the newest lines are dropped."""
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """What a line says; None for one that is no JSON object, as a host leaves that is lost while it writes."""
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def plain(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lines:

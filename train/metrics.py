@@ -7,6 +7,7 @@ each checkpoint and of each try to upload one; `evaluations.jsonl`, held-out los
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,13 @@ from train.checkpoint.contents import Outcome
 from train.checkpoint.uploads import Upload
 from train.config import RunConfig
 from train.console import Console
-from train.lines import Lines
+from train.lines import Lines, plain, record_of
 from train.shown import Shown
 from train.sinks import open_sinks, scalars
 from train.state import TrainState
 from train.step import StepReport
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -198,7 +201,7 @@ class Metrics:
 
 
 def _write(lines: Lines, row: Mapping[str, Any]) -> None:
-    lines.write(json.dumps(row) + "\n")
+    lines.write(json.dumps(plain(row), allow_nan=False) + "\n")
 
 
 def _finite(value: float) -> float | None:
@@ -215,6 +218,15 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     """Lines of an earlier attempt that the resumed run still stands on: steps after its checkpoint are done again."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    # A host that was lost may leave half a line at the end.
-    return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        del lines[-1]  # a host that is lost leaves half a line
+    steps = [_step_of(line) for line in lines]
+    if damaged := steps.count(None):
+        log.warning("%s: %d of %d lines are damaged, and are left out", path, damaged, len(lines))
+    return [line for line, of in zip(lines, steps, strict=True) if of is not None and of <= step]
+
+
+def _step_of(line: str) -> int | None:
+    step = (record_of(line) or {}).get("step")
+    return step if isinstance(step, int) else None

@@ -132,11 +132,11 @@ class Trainer:
                     self._take_step()
                 saved = self._last_saved()
                 self.watch.board.tell("end")  # which may take its time
+                again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
+                told = f"step {self.state.step}{_where(saved) if again else ' was the last'}"
+                if self.groups.rank == 0:  # whoever kills the run while it waits for the rest finds how it ended
+                    write_ending(self.run.run_dir, "again" if again else "done", told, self.state.step)
                 self.evaluator.finish(self.metrics, self.stop)
-            again = isinstance(saved, CheckpointError) or (self.stop.agreed and not self._is_over())
-            told = f"step {self.state.step}{_where(saved) if again else ' was the last'}"
-            if self.groups.rank == 0:  # whoever kills the run while uploads are waited for finds how it ended
-                write_ending(self.run.run_dir, "again" if again else "done", told, self.state.step)
             finish_uploads(self.run, self.uploads, self.metrics, self.stop)
         finally:
             self.batches.close()

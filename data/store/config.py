@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+KEY_VARIABLES = ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", "OSS_SESSION_TOKEN")
+"""Of the environment, that hold a key: its name, what requests are signed with, and the token of a temporary one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimiterConfig:

@@ -19,6 +19,7 @@ import oss2
 from oss2.credentials import EcsRamRoleCredentialsFetcher
 
 from data.errors import StoreError
+from data.store.config import KEY_VARIABLES
 from data.store.limiter import shared_folder
 
 METADATA = "http://100.100.100.200/latest/meta-data/ram/security-credentials/"
@@ -114,13 +115,13 @@ def open_keys(credentials: str, folder: str | None) -> KeyProvider:
 
 
 def _from_environment(stale: OssKeys | None) -> OssKeys:
-    access, secret = (os.environ.get(name, "") for name in ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET"))
+    access, secret, token = (os.environ.get(name, "") for name in KEY_VARIABLES)
     if not access or not secret:
         raise StoreError(
             "no keys for object storage: set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET (and OSS_SESSION_TOKEN for "
             "temporary ones) in the environment of every process, or point oss.credentials at a file"
         )
-    return OssKeys(access, secret, os.environ.get("OSS_SESSION_TOKEN", ""))
+    return OssKeys(access, secret, token)
 
 
 def _from_file(path: Path) -> OssKeys:

@@ -15,14 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.store.config import KEY_VARIABLES
 from train.beside import RESULT
 from train.config import EvaluateConfig
+from train.lines import plain
 from train.resolve import evaluate_from_plain
 
 _NICER = 10
 """Training's own processes come first on the cores they share."""
 _MOST_BYTES = 1 << 20
 """Of a command's results."""
+_SECRETS = (*KEY_VARIABLES, "WANDB_API_KEY")
+"""Variables that a user's command does not get."""
 
 
 def main(text: str) -> None:
@@ -42,7 +46,7 @@ def main(text: str) -> None:
     except Exception as error:
         told["fault"] = f"{type(error).__name__}: {error}"
     partial = out / f"{RESULT}.part"
-    partial.write_text(json.dumps(told) + "\n")
+    partial.write_text(json.dumps(plain(told), allow_nan=False) + "\n")
     partial.replace(out / RESULT)
 
 
@@ -57,7 +61,9 @@ def _command(commit: Path, out: Path, step: int, evaluate: EvaluateConfig) -> di
         export(commit, folder)
         words = {"{export}": str(folder), "{out}": str(results), "{step}": str(step)}
         arguments = [_filled(argument, words) for argument in evaluate.command]
-        ended = subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False)
+        # What it prints is kept and shown around, and a program in trouble prints all it has.
+        environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+        ended = subprocess.run(arguments, stdin=subprocess.DEVNULL, env=environment, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if ended.returncode != 0:
@@ -71,7 +77,7 @@ def _command(commit: Path, out: Path, step: int, evaluate: EvaluateConfig) -> di
     told = json.loads(results.read_text())
     if not isinstance(told, dict):
         raise ValueError(f"{results} holds no JSON object")
-    return told
+    return dict(plain(told))
 
 
 def _filled(argument: str, words: Mapping[str, str]) -> str:

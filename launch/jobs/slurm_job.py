@@ -17,10 +17,12 @@ from launch.jobs.torchrun import newest_commit, recipe_of, resumed
 from train.checkpoint.commits import now
 from train.ending import clear_ending, read_ending
 from train.folder import check_writable
+from train.lines import record_of
 from train.lock import LEASE_SECONDS, check_lock
 
 STARTS = "jobs.jsonl"
-"""In the run's folder: a line for each start of a job, with the newest commit that it found."""
+"""In the run's folder: a line for each start of a job from the queue, with the newest commit that it found. Starts of
+the run itself, those in place too, are in starts.jsonl."""
 IDLE_JOBS = 3
 """A job that has failed is put back so often in a row without a new commit. In each, launch/torchrun.sh has tried as
 often as RESTARTS says."""
@@ -46,9 +48,14 @@ def begin(words: Sequence[str], run_dir: str) -> list[str]:
     start = {"job": os.environ.get("SLURM_JOB_ID", ""), "restarts": _restarts(), "commit": newest_commit(run_dir)}
     path = Path(run_dir) / STARTS
     path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
     with path.open("a") as file:
-        file.write(json.dumps({**start, "when": now()}) + "\n")
-    return resumed(words, run_dir, _starts(run_dir)[0]["commit"]) if _restarts() else list(words)
+        # What a lost host has left of a line must not take this one along.
+        file.write(("" if whole else "\n") + json.dumps({**start, "when": now()}) + "\n")
+    starts, damaged = _starts(run_dir)
+    if damaged:
+        print(f"{path}: {damaged} damaged lines count for nothing", file=sys.stderr)
+    return resumed(words, run_dir, starts[0]["commit"]) if _restarts() else list(words)
 
 
 def end(run_dir: str) -> str:
@@ -64,17 +71,19 @@ def end(run_dir: str) -> str:
 def _idle(run_dir: str) -> int:
     """Starts of this job, up to the present one, that found the commit that is still the newest."""
     newest, count = newest_commit(run_dir), 0
-    for start in reversed(_starts(run_dir)):
+    for start in reversed(_starts(run_dir)[0]):
         if start["commit"] != newest:
             break
         count += 1
     return count
 
 
-def _starts(run_dir: str) -> list[dict[str, Any]]:
-    """Of this job, the first one first."""
-    told = [json.loads(line) for line in (Path(run_dir) / STARTS).read_text().splitlines()]
-    return [start for start in told if start["job"] == os.environ.get("SLURM_JOB_ID", "")]
+def _starts(run_dir: str) -> tuple[list[dict[str, Any]], int]:
+    """Of this job, the first one first; and how many lines cannot be read."""
+    lines = (Path(run_dir) / STARTS).read_text(errors="replace").splitlines()
+    told = [start for line in lines if (start := record_of(line)) is not None and {"job", "commit"} <= start.keys()]
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return [start for start in told if start["job"] == job], len(lines) - len(told)
 
 
 def _restarts() -> int:

@@ -6,8 +6,9 @@ is told what the recipe needs, each rank gets a log of its own, and it leaves wi
 2 refused, else 1.
 
 A run that is ended by a fault that the user cannot mend (a lost process, a rank that hangs, a link that broke) is
-started again from its newest commit, `--restarts` times in a row that bring no new one. torchrun's own --max-restarts
-would start what was asked to end or has to be mended as well, and with `resume=false`.
+started again from its newest commit, `--restarts` times in a row that bring no new one; for a rank that hangs, once
+after each commit. torchrun's own --max-restarts would start what was asked to end or has to be mended as well, and with
+`resume=false`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -128,7 +130,11 @@ def main(arguments: Sequence[str]) -> int:
     if fault is None:
         return 0
     ending = read_ending(run.run_dir) if module == "train" else None
-    if ending is not None and ending.verdict == "again" and not fault.alone:  # each rank has said why it left
+    if ending is not None and ending.verdict == "done" and not fault.codes:  # it was ended while it waited for the rest
+        return 0
+    again = ending is not None and ending.verdict == "again" and not fault.alone
+    stuck = ending.stuck if ending is not None else 0
+    if again and not stuck:  # each rank has said why it left
         return AGAIN_CODE
     if fault.codes and set(fault.codes) == {MENDABLE_CODE}:  # torchrun's own words would bury what the ranks have said
         print(f"torchrun: something is to be mended first, as said above and in {run.run_dir}/logs", file=sys.stderr)
@@ -136,9 +142,9 @@ def main(arguments: Sequence[str]) -> int:
             _refuse(run, ending)
         return MENDABLE_CODE
     print(fault.text, file=sys.stderr)
-    if module == "train" and (fault.codes or fault.alone):
+    if module == "train" and (fault.codes or fault.alone) and stuck <= 1:  # once for each commit: train/ending.py
         _start_again(run, own, options, words)
-    return FAULT_CODE
+    return AGAIN_CODE if again else FAULT_CODE
 
 
 def _refuse(run: RunConfig, ending: Ending) -> None:
@@ -206,6 +212,10 @@ def _start_again(run: RunConfig, own: _Own, options: Sequence[str], words: Seque
     arguments = [f"--restarts={own.restarts}", *told, *map(_next_port, options), "-m", "train"]
     signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)  # one that comes now is heard by what this process becomes
     words = resumed(words, run.run_dir, own.start.commit)
+    with suppress(OSError):
+        clear_ending(
+            run.run_dir
+        )  # another node that finds none decides the same, and none can come before all are here
     os.execv(sys.executable, [sys.executable, "-m", "launch.jobs.torchrun", *arguments, *words])
 
 

@@ -61,6 +61,8 @@ def _ending(story: Story) -> Iterator[Finding]:
         return
     state: State = "bad" if story.ending.verdict == "failed" else "good"
     words = {"done": "done", "again": "ended in order, to be started again", "failed": "failed"}
+    if story.ending.stuck:
+        words["again"] = "stuck, to be started again"
     said = f"{words.get(story.ending.verdict, 'unknown')} at step {story.ending.step}: {text(story.ending.reason, 400)}"
     yield Finding(state=state, what="End", said=said)
 

@@ -41,6 +41,20 @@ def test_what_the_command_writes_is_read(tmp_path: Path) -> None:
     assert run(tmp_path, "") == {}, "what an earlier start has left is no result of this one"
 
 
+def test_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:
+    writes = """open(out, 'w').write('{"acc": NaN, "by": {"a": [1.5, -Infinity, 1e999]}}')"""
+    assert run(tmp_path, writes) == {"acc": None, "by": {"a": [1.5, None, None]}}
+
+
+def test_the_command_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", "OSS_SESSION_TOKEN", "WANDB_API_KEY")
+    for name in (*secrets, "OF_ITS_OWN"):
+        monkeypatch.setenv(name, "told")
+    names = ", ".join(f'"{name}"' for name in (*secrets, "OF_ITS_OWN"))
+    prints = f"import json, os; json.dump({{n: os.environ.get(n) for n in [{names}]}}, open(out, 'w'))"
+    assert run(tmp_path, prints) == dict.fromkeys(secrets) | {"OF_ITS_OWN": "told"}
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

@@ -140,6 +140,20 @@ def test_a_job_is_put_back_as_long_as_it_gets_on(tmp_path: Path, monkeypatch: py
     assert slurm_job.end(str(tmp_path)) == "retry", "what another job has tried does not count"
 
 
+def test_damaged_lines_of_starts_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(monkeypatch, 0)
+    words = ["--config-name", "quickstart_stage1"]
+    slurm_job.begin(words, str(tmp_path))
+    with (tmp_path / "jobs.jsonl").open("ab") as file:
+        file.write(b'\xff\n[]\n{"job": "812", "rest')  # the host was lost while it wrote
+    job(monkeypatch, 1)
+    assert slurm_job.begin(words, str(tmp_path)) == words
+    assert slurm_job.end(str(tmp_path)) == "retry" and slurm_job._idle(str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'jobs.jsonl'}: 3 damaged lines count for nothing\n"
+
+
 def test_a_job_follows_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job(monkeypatch, 0)
     slurm_job.begin(["--config-name", "quickstart_stage1"], str(tmp_path))

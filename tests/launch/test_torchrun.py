@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launch.checkout import ROOT
-from launch.jobs import torchrun
+from launch.jobs import slurm_job, torchrun
 from launch.jobs.settings import settings
 from launch.jobs.torchrun import SIGNALS, Fault, _understood, recipe_of, resumed, stopping_options
+from launch.pages.story import read_story
+from parallel.config import ParallelConfig
+from tests.harness import faulty
+from tests.harness.runs import fail, make_data, write_recipe
 from train.config import CheckpointConfig, RunConfig
-from train.ending import clear_ending, read_ending, write_ending
+from train.ending import clear_ending, conclude, read_ending, write_ending
 
 RUN = ["--nnodes=1", "-m", "train", "--config-name", "quickstart_stage1", "checkpoint.grace_seconds=90"]
 
@@ -49,6 +54,8 @@ def test_a_torchrun_without_the_option_is_told_otherwise(monkeypatch: pytest.Mon
     ("verdict", "codes", "code"),
     [
         ("done", None, 0),
+        ("done", [], 0),  # asked to end while it waited for its last evaluation
+        ("done", [1], 1),
         ("again", [75, 75], 75),
         ("again", [143], 75),
         ("failed", [1, 1], 1),
@@ -98,10 +105,16 @@ class Became(Exception):
 
 
 def starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: list[int], fault: Fault, restarts: int = 2
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commits: list[int],
+    fault: Fault,
+    restarts: int = 2,
+    ends: Callable[[], None] = lambda: None,
+    code: int = 1,
 ) -> list[list[str]]:
     """Arguments of each start of a run that fails every time and seals a commit of each step of `commits`, one a start;
-    0 for a start without."""
+    0 for a start without. Then `ends` says how; the last one leaves with `code`."""
     found: list[list[str]] = []
     waiting = list(commits)
 
@@ -109,6 +122,7 @@ def starts(
         found.append(arguments)
         if waiting and (step := waiting.pop(0)):
             seal(tmp_path, step)
+        ends()
         return fault
 
     def become(_: str, arguments: list[str]) -> None:
@@ -119,7 +133,7 @@ def starts(
     arguments = [f"--restarts={restarts}", "--rdzv-endpoint=node0:29400", *RUN, f"run_dir={tmp_path}"]
     while True:
         try:
-            assert torchrun.main(arguments) == 1
+            assert torchrun.main(arguments) == code
             return found
         except Became as became:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
@@ -166,6 +180,62 @@ def test_ranks_that_torchrun_itself_has_ended_have_asked_for_nothing(
     fault = Fault(text="the store has gone with another node", alone=True)
     monkeypatch.setattr(torchrun, "clear_ending", lambda _: write_ending(tmp_path, "again", "SIGTERM", 3))
     assert len(starts(tmp_path, monkeypatch, [], fault, restarts=1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("commits", "restarts", "codes", "count", "code"),
+    [
+        ([4], 2, [1, 1], 2, 1),  # once after the commit
+        ([4, 8, 0], 2, [1, 1], 3, 1),
+        ([], 2, [1, 1], 2, 1),  # and once from the beginning
+        ([4], 0, [1, 1], 1, 75),  # for SLURM, which puts it back in the queue
+        ([4, 8], 2, [], 1, 75),  # torchrun itself was asked to end while the run was stuck
+    ],
+)
+def test_a_run_that_is_stuck_is_started_again_once_after_each_commit(
+    commits: list[int],
+    restarts: int,
+    codes: list[int],
+    count: int,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stuck() -> None:
+        assert read_ending(tmp_path) is None, "what an earlier start has said is forgotten"
+        conclude(tmp_path, "stuck", "rank 1 is stopped", 3)
+
+    fault = Fault(text="ranks have failed", codes=tuple(codes))
+    assert len(starts(tmp_path, monkeypatch, commits, fault, restarts, ends=stuck, code=code)) == count
+
+
+def test_what_is_stuck_when_restarts_are_used_up_goes_back_to_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed otherwise first, so that this start is the last one in place."""
+    ends = iter([lambda: None, lambda: conclude(tmp_path, "stuck", "rank 1 is stopped", 3)])
+    seal(tmp_path, 4)
+    fault = Fault(text="lost", codes=(1, 1))
+    assert len(starts(tmp_path, monkeypatch, [], fault, 1, ends=lambda: next(ends)(), code=75)) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "812")
+    assert slurm_job.end(str(tmp_path)) == "again"
+
+
+@pytest.mark.timeout(400)
+def test_a_run_whose_rank_is_stopped_goes_on_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For real: rank 1 stands still in the third step of a start; the next one goes on from a step and ends sooner."""
+    monkeypatch.setenv("RESTARTS", "2")
+    recipe = write_recipe(tmp_path / "recipe", make_data(tmp_path / "data"), "stage2", ParallelConfig(), processes=2)
+    fault = faulty.Fault(kind="stop", where="forward", rank=1, microbatches=2)
+    few = ("stage.steps=3", "checkpoint.every_steps=1", "parallel.timeout_seconds=40")
+    ended = fail(recipe, tmp_path / "run", fault, *few, timeout=300.0)
+    assert ended.code == 0 and not ended.left_over, ended.output
+    ending = read_ending(tmp_path / "run")
+    assert ending is not None and (ending.verdict, ending.step, ending.stuck) == ("done", 3, 0)
+    assert "torchrun: start 2, from step_0000000" in ended.output  # that of step 2 may not be sealed yet
+    story = read_story(tmp_path / "run")
+    first, second = (start["step"] for start in story.starts)  # the run's page lists what began in place too
+    assert first == 0 and second in (1, 2) and story.steps.tolist() == [1, 2, 3]
 
 
 def test_each_rank_gets_a_log_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

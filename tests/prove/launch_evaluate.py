@@ -102,7 +102,7 @@ def _beside() -> Case:
     )
 
     def run(context: Context) -> list[Cell]:
-        hung = _run(context, "hung", ParallelConfig(), command=HANGS)
+        hung = _run(context, "hung", ParallelConfig(), command=HANGS, wait_seconds=0.0)
         alone = replace(hung, run_dir=f"{hung.run_dir}_alone", evaluate=EvaluateConfig())
         context.run(2, train_here, run=hung)
         context.worlds.run(2, train_here, run=alone)

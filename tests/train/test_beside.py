@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,15 @@ from data.config import SourceConfig
 from launch.answering.answers import answers_of
 from launch.answering.beside import _command
 from parallel.config import ParallelConfig
+from parallel.place import Board
 from tests.harness.evaluated import evaluated_run, evaluations, train_here, write_held_out
 from tests.harness.runs import ROOT, make_data
 from tests.prove.context import Worlds
+from train import evaluator as evaluator_module
 from train.beside import Beside
 from train.checkpoint.load import find_commit
+from train.config import RunConfig
+from train.evaluator import Evaluator
 from train.metrics import Metrics
 from train.shown import Shown
 
@@ -90,6 +95,71 @@ def test_what_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
         made.wait(0.1, lambda: False)
         assert [(told["step"], "with the run" in told["fault"]) for told in made.poll()] == [(6, True), (8, True)]
         come(lambda: all(map(gone, started)))
+
+
+def finish(made: Beside, run: RunConfig, stop: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the end of a stage records, with `made` for what runs beside it."""
+    monkeypatch.setattr(evaluator_module, "Evaluation", lambda *_: None)
+    monkeypatch.setattr(evaluator_module, "Beside", lambda _: made)
+    groups: Any = SimpleNamespace(rank=0)
+    told: list[dict[str, Any]] = []
+    metrics: Any = SimpleNamespace(record_beside=told.append)
+    Evaluator(run, groups, None, Board(), None).finish(metrics, stop)  # type: ignore[arg-type]
+    return told
+
+
+def test_the_end_of_the_stage_waits_for_what_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SourceConfig(name="held", path="held")
+    run = evaluated_run(tmp_path, tmp_path, (source,), ParallelConfig(), command=("tell",))
+    assert run.evaluate.wait_seconds is None
+    with beside(tmp_path, "tell") as made:
+        made.start(tmp_path, 2)
+        made.start(tmp_path, 4)  # waits for that of step 2, if it is not over
+        told = finish(made, run, SimpleNamespace(heard=False), monkeypatch)
+    assert [(each["step"], each["fault"], each["command"]) for each in told] == [
+        (step, None, {"score": 0.5}) for step in (2, 4)
+    ]
+
+
+def test_the_end_waits_no_longer_than_the_command_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SourceConfig(name="held", path="held")
+    run = evaluated_run(tmp_path, tmp_path, (source,), ParallelConfig(), command=("hang",), command_seconds=0.1)
+    with beside(tmp_path, "hang", command_seconds=0.1) as made:
+        made.start(tmp_path, 2)
+        told = finish(made, run, SimpleNamespace(heard=False), monkeypatch)
+    assert [(each["step"], each["fault"]) for each in told] == [(2, "ended after 0.1 s")]
+
+
+@pytest.mark.parametrize(("heard", "wait"), [(True, {}), (False, {"wait_seconds": 0.0})])
+def test_a_run_that_is_asked_to_end_waits_for_nothing_beside_it(
+    heard: bool, wait: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SourceConfig(name="held", path="held")
+    run = evaluated_run(tmp_path, tmp_path, (source,), ParallelConfig(), command=("hang",), **wait)
+    with beside(tmp_path, "hang") as made:
+        made.start(tmp_path, 2)
+        started = pids(tmp_path, 2)
+        told = finish(made, run, SimpleNamespace(heard=heard), monkeypatch)
+        assert [(each["step"], "ended with the run" in each["fault"]) for each in told] == [(2, True)]
+        come(lambda: all(map(gone, started)))
+
+
+def test_all_ranks_wait_for_what_is_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun of a node without rank 0 would leave after five minutes, and the job's store with it."""
+    waited: list[float] = []
+    monkeypatch.setattr(evaluator_module, "Evaluation", lambda *_: None)
+    monkeypatch.setattr(evaluator_module, "slowly_on_first_rank", lambda what, action, seconds: waited.append(seconds))
+    source, groups = SourceConfig(name="held", path="held"), SimpleNamespace(rank=1)
+    wanted: list[dict[str, Any]] = [
+        {"command": ("tell",), "command_seconds": 50.0},
+        {"command": ("tell",), "wait_seconds": 7.0},
+        {"answers": 2, "wait_seconds": 0.0},
+        {},
+    ]
+    for each in wanted:
+        run = evaluated_run(tmp_path, tmp_path, (source,), ParallelConfig(), **each)
+        Evaluator(run, groups, None, Board(), None).finish(None, SimpleNamespace(heard=False))  # type: ignore[arg-type]
+    assert waited == [100.0, 7.0]  # the one under way, and the one that waits for it
 
 
 def test_what_dies_is_told(tmp_path: Path) -> None:

@@ -64,6 +64,31 @@ def test_a_resumed_run_keeps_the_lines_it_stands_on(tmp_path: Path) -> None:
     assert lines(tmp_path)[-1]["loss"] == 1.5
 
 
+def test_damaged_lines_are_left_out_and_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = b'{"step": 1, "loss\n\xff\xfe\n[]\n{"loss": 1.5}\n{"step": "2"}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + bad + b'{"step": 2}\n{"step": 3}\n')
+    Metrics(tiny_run(tmp_path), None, from_step=2, from_progress=0.5).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{tmp_path / 'metrics.jsonl'}: 5 of 8 lines are damaged, and are left out"]
+
+
+def test_what_is_not_finite_is_null_in_every_line(tmp_path: Path) -> None:
+    metrics = Metrics(tiny_run(tmp_path), None, from_step=0, from_progress=0.0)
+    odd = replace(REPORT, part_norms={"language": math.inf}, rates={"language": math.nan})
+    metrics.record(TrainState(step=1), odd, progress=0.5, drift=math.nan)
+    metrics.record_beside({"step": 1, "fault": None, "command": {"acc": math.nan, "all": [math.inf, 1.0]}})
+    metrics.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    (step,) = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "metrics.jsonl").open()]
+    assert step["part_norms"] == step["rates"] == {"language": None} and step["replica_drift"] is None
+    (beside,) = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "evaluations.jsonl").open()]
+    assert beside["command"] == {"acc": None, "all": [None, 1.0]}
+
+
 def test_a_step_left_out_is_recorded_with_its_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (RowPlan(samples=((0, 7), (1, 3)), num_tokens=9, num_patches=0, cost=1),)
     left_out = replace(
