@@ -5,7 +5,6 @@ The loss of step N is that of the weights after step N - 1, so it begins with th
 and takes the steps in between, with their updates.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from parallel.watch import Watch
 from parallel.world import distributed
 from train.checkpoint.commits import RECIPE, Attempt, Commit, attempts, open_commit
 from train.config import EvaluateConfig, LogConfig, ProfileConfig, RunConfig
+from train.lines import record_of
 from train.resolve import check_saved, compose, data_config
 from train.segments import saved_segments
 from train.step import StepReport, train_step
@@ -93,17 +93,8 @@ def _record(run_dir: Path, step: int) -> tuple[dict[str, Any] | None, int]:
     if step < 1:
         raise ValueError(f"--step {step}: steps are counted from 1")
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    told = {record["step"]: record for record in map(_told, lines) if record is not None}
+    told = {record["step"]: record for line in lines if (record := record_of(line)) and "step" in record}
     return told.get(step), max(told, default=0)
-
-
-def _told(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that is cut short or damaged."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _run_of(attempt: Attempt, scratch: Path, before: Sequence[Attempt], overrides: Sequence[str]) -> RunConfig:

@@ -101,8 +101,7 @@ class LanguageModel(GPTModel):
         Rows that only pad the vocabulary cannot be predicted.
         """
         if self.num_real_logits < logits.shape[-1]:
-            padding = logits.shape[-1] - self.num_real_logits
-            logits = F.pad(logits[..., : self.num_real_logits], (0, padding), value=float("-inf"))
+            logits[..., self.num_real_logits :] = float("-inf")  # in place: a copy would be as large again
         return super().compute_language_model_loss(labels, logits)
 
 

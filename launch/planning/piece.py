@@ -81,21 +81,17 @@ class Piece:
     def _head_work(self, row: RowSizes, backward: bool) -> int:
         """Logits in the model's dtype beside those in fp32, or gradients of the head's weight and input.
 
-        Nothing keeps what the last norm has given, nor a frozen head what it takes of that, and logits are copied where
-        the vocabulary is padded; forward has them all.
+        Nothing keeps what the last norm has given, nor a frozen head what it takes of that; forward has both.
         """
         if not self.is_last:
             return 0
         language, each = self.model.language, self.kernels.bytes_each
         vocabulary = -(-language.vocab_size // self.parallel.tensor)
-        is_padded = language.vocab_size % self.parallel.tensor > 0
         logits = row.targets * vocabulary * each if each < FP32 else 0
         if not backward:
             taken = row.tokens // (self.parallel.tensor if self.parallel.sequence_parallel else 1)
             taken += 0 if "language" in self.trainable else row.targets
-            return taken * language.hidden_size * each + (
-                row.targets * vocabulary * each if each < FP32 or is_padded else 0
-            )
+            return taken * language.hidden_size * each + logits
         gradients = row.targets * language.hidden_size * each
         if "language" in self.trainable:
             gradients += vocabulary * language.hidden_size * each
