@@ -93,7 +93,8 @@ class Metrics:
             "step_patches": report.work.patches,
             "tokens_per_second": report.work.tokens / seconds,
             "step_seconds": seconds,
-            "data_seconds": report.data_seconds,
+            # Before the first step another replica may have waited since before this rank's clock began.
+            "data_seconds": min(report.data_seconds, seconds),
             "bubble": report.bubble,
             "bad_samples": state.bad,
             "skipped": report.skipped,

@@ -89,6 +89,15 @@ def test_what_is_not_finite_is_null_in_every_line(tmp_path: Path) -> None:
     assert beside["command"] == {"acc": None, "all": [None, 1.0]}
 
 
+def test_no_step_waits_for_longer_than_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another replica's data began to be waited for before this rank's clock did."""
+    metrics = Metrics(tiny_run(tmp_path), None, from_step=0, from_progress=0.0)
+    metrics.record(TrainState(step=1), replace(REPORT, data_seconds=1e6), progress=0.5)
+    metrics.close()
+    (line,) = lines(tmp_path)
+    assert line["data_seconds"] == line["step_seconds"] and "data wait 100%" in capsys.readouterr().out
+
+
 def test_a_step_left_out_is_recorded_with_its_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (RowPlan(samples=((0, 7), (1, 3)), num_tokens=9, num_patches=0, cost=1),)
     left_out = replace(
