@@ -8,8 +8,13 @@ shift
 mkdir -p "${log%/*}"
 printf -- '--- %s, %s, process %d\n' "$(date -u +%FT%TZ)" "${SLURMD_NODENAME:-$(hostname)}" $$ >>"$log" || true # a full disk ends no run
 
-# tee has a session of its own: what ends the rank's process group must not end what still writes its last words.
+# Ends with the last who writes to it, and by nothing else: it has a session of its own, for what ends the rank's process
+# group, and no signal, for SLURM, which asks every process of a job step to end. A rank without it could say nothing more.
+keep() {
+  trap '' HUP INT TERM USR1 USR2
+  exec setsid tee -ap -- "$log"
+}
 if ((WORLD_SIZE > LOCAL_WORLD_SIZE && LOCAL_RANK > 0)); then
-  exec "$@" > >(exec setsid tee -ap -- "$log" >/dev/null) 2>&1
+  exec "$@" > >(keep >/dev/null) 2>&1
 fi
-exec "$@" > >(exec setsid tee -ap -- "$log") 2> >(exec setsid tee -ap -- "$log" >&2)
+exec "$@" > >(keep) 2> >(keep >&2)

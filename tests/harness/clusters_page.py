@@ -39,9 +39,11 @@ class Reader:
     wrong: list[str] = field(default_factory=list)
 
     def follow(self) -> list[str]:
-        """What did not go as the page says."""
+        """What did not go as the page says; lines after one that went wrong would wait for what it did not do."""
         for line in commands():
             self._type(line)
+            if self.wrong:
+                return self.wrong
         if self.job:
             self._ended(self.job, "COMPLETED")
         return self.wrong

@@ -272,6 +272,36 @@ def test_a_rank_that_is_killed_has_said_all_in_its_log(tmp_path: Path, local: st
     assert sorted(rest[0].replace("\n", "")) == sorted("to the console" + "last words")
 
 
+ASKED_BY_SLURM = """
+import os, pathlib, signal, sys, time
+print("first words", flush=True)
+log, TEE = sys.argv[1].encode(), b"tee\\0-ap\\0--\\0"
+while not pathlib.Path(sys.argv[1]).read_text().endswith("first words\\n"):
+    time.sleep(0.01)
+lines = pathlib.Path("/proc").glob("[0-9]*/cmdline")
+writers = [int(line.parent.name) for line in lines if line.exists() and line.read_bytes().startswith(TEE + log)]
+assert len(writers) == 2, writers
+for process in writers:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(process, number)
+time.sleep(0.2)  # to die of it
+print("last words", flush=True)
+"""
+
+
+def test_what_writes_a_ranks_log_is_asked_to_end_and_goes_on(tmp_path: Path) -> None:
+    """scancel sends SIGTERM to every process of a job step; the rank then saves, and says so."""
+    log = tmp_path / "logs" / "rank_00003.log"
+    done = subprocess.run(
+        [str(ROOT / "launch" / "rank.sh"), str(log.parent), sys.executable, "-c", ASKED_BY_SLURM, str(log)],
+        env=os.environ | RANK | {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout == "first words\nlast words\n", done
+
+
 def test_a_start_goes_on_where_there_is_a_commit(tmp_path: Path) -> None:
     words = ["--config-name", "recipe", "new_segment=[sources]", "resume=false"]
     assert resumed(words, tmp_path, "") == words
