@@ -80,7 +80,7 @@ def _times(stage: str) -> Case:
     }
 
     def run(context: Context) -> list[Cell]:
-        found: dict[str, Compared] = context.run(2, compare_times, stage=stage, rounds=ROUNDS)[0]
+        found: dict[str, Compared] = context.run(2, compare_times, timeout=900.0, stage=stage, rounds=ROUNDS)[0]
         first = found[next(iter(TIMED_LAYOUTS))]
         cells = []
         for layout, name in names.items():
