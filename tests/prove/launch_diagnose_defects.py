@@ -38,7 +38,7 @@ def stuck_for_ever() -> Mend:
     """A job that is stuck at one place is started again and again."""
     import train.ending
 
-    return replace_name(train.ending, "_comes_further", lambda _: lambda run_dir: True)
+    return replace_name(train.ending, "_times_stuck", lambda _: lambda run_dir, newest: 1)
 
 
 def replayed_with_later_weights() -> Mend:
