@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from launch.planning.messages import Messages, TensorAxis
 from model.activations import FP32, Kernels, RowSizes, decoder_layer_bytes, head_bytes, row_bytes, tower_bytes
 from model.config import ModelConfig
 from model.flops import part_flops
@@ -134,20 +135,24 @@ class Piece:
         total += parts["head"] if self.is_last else 0
         return total / self.parallel.tensor
 
-    def tensor_bytes(self, row: RowSizes, backward: bool) -> float:
-        """Bytes that this rank sends to its tensor group in a pass: two all-reduces a layer, or as many bytes gathered
-        and scattered under sequence parallelism. A ring sends 2 (t - 1) / t of what it reduces."""
-        tensor, again = self.parallel.tensor, self.parallel.recompute
-        if tensor == 1 or (backward and not self.saved(row)):
-            return 0.0
-        each = 2 * 2 * (tensor - 1) / tensor * self.kernels.bytes_each
-        passes = 2 if backward and again.language == "full" else 1
-        nbytes = passes * self.layers * row.tokens * self.model.language.hidden_size * each
-        vision = self.model.vision
-        if self.is_first and vision and not (backward and "vision" not in self.trainable):
-            passes = 2 if backward and again.vision == "full" else 1
-            nbytes += passes * vision.depth * row.patches * vision.embed_dim * each
-        return nbytes
+    def tensor_messages(self, row: RowSizes, backward: bool) -> Messages:
+        """What this rank sends to its tensor group in a pass."""
+        if self.parallel.tensor == 1 or (backward and not self.saved(row)):
+            return Messages()
+        axis = TensorAxis(model=self.model, parallel=self.parallel, kernels=self.kernels, trainable=self.trainable)
+        said = axis.layers(self.layers, row, backward)
+        said += axis.input(row, backward) if self.is_first else Messages()
+        return said + axis.head(row, backward) if self.is_last else said
+
+    def num_blocks(self, row: RowSizes, backward: bool) -> int:
+        """Transformer layers of a pass, those of the vision tower too; of backward with those that are done again."""
+        vision, again = self.model.vision, self.parallel.recompute
+        if backward and not self.saved(row):
+            return 0
+        number = self.layers * (2 if backward and again.language == "full" else 1)
+        if not (self.is_first and vision and row.patches) or (backward and "vision" not in self.trainable):
+            return number
+        return number + vision.depth * (2 if backward and again.vision == "full" else 1)
 
     def message_bytes(self, row: RowSizes) -> float:
         """Hidden states that this rank hands on to the next piece, or their gradient: split over the tensor axis where

@@ -1,4 +1,5 @@
-"""Seconds of a step: passes by their FLOPs, messages by their bytes, put in order by launch/planning/timeline.py.
+"""Seconds of a step: passes by their FLOPs and layers, messages by their number and bytes, put in order by
+launch/planning/timeline.py.
 
 Coarse on purpose: what it is for is comparing layouts, and telling days from weeks. What it takes from the hardware is
 in `Machine`; `efficiency` is where a measured figure has its place.
@@ -36,6 +37,11 @@ class Machine:
     """Bytes a second of one GPU to other nodes, one direction: 400 Gb/s."""
     efficiency: float = 0.55
     """Share of the data sheet's FLOPs that a pass reaches (ours, until measured: docs/performance.md)."""
+    message_seconds: float = 10e-6
+    """Of a message, however short (ours, until measured). An all-reduce is two."""
+    layer_seconds: float = 0.0
+    """Of a transformer layer's forward, or backward, however short the row. Nothing on a GPU, which computes while the
+    next kernels are launched; a processor pays for each call."""
 
     @property
     def room(self) -> float:
@@ -121,11 +127,13 @@ def _timeline(
         key = step.chunk * stages + rank, rows[step.microbatch], step.backward
         if key not in known:
             piece, row, backward = pieces[key[0]], key[1], key[2]
-            known[key] = piece.flops(row, backward) / rate + piece.tensor_bytes(row, backward) / inside
+            said = piece.tensor_messages(row, backward)
+            known[key] = piece.flops(row, backward) / rate + piece.num_blocks(row, backward) * machine.layer_seconds
+            known[key] += said.nbytes / inside + said.rounds * machine.message_seconds
         return known[key]
 
     def message_seconds(microbatch: int) -> float:
-        return pieces[0].message_bytes(rows[microbatch]) / pipeline_bandwidth
+        return pieces[0].message_bytes(rows[microbatch]) / pipeline_bandwidth + machine.message_seconds
 
     return simulate(stages, parallel.chunks, len(rows), seconds, message_seconds)
 
@@ -134,7 +142,9 @@ def _tensor_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
     stages = pieces[0].parallel.pipeline
     sent = [0.0] * stages
     for number, piece in enumerate(pieces):
-        sent[number % stages] += sum(piece.tensor_bytes(row, backward) for row in rows for backward in (False, True))
+        sent[number % stages] += sum(
+            piece.tensor_messages(row, backward).nbytes for row in rows for backward in (False, True)
+        )
     return max(sent)
 
 

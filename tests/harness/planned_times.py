@@ -3,15 +3,18 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from launch.planning.piece import cut
+from data.types import PackedRow
+from launch.planning.piece import Piece, cut
 from launch.planning.speed import Machine, step_time
-from model.activations import RowSizes, kernels_of
+from model.activations import FP32, RowSizes, kernels_of
 from model.balance import balanced_split
 from model.hf_weights import canonical_shape, hf_pieces
 from model.placement import language_split
@@ -19,6 +22,7 @@ from parallel.config import ParallelConfig
 from parallel.gpus import Gpu
 from parallel.world import model_parallel, pick_device
 from tests.harness.layouts import STAGES
+from tests.harness.rows import sized_row
 from tests.harness.timing import TIMED, Repeated, mixture
 
 LAYOUTS = {
@@ -30,8 +34,9 @@ LAYOUTS = {
     "PP2 interleaved": ParallelConfig(pipeline=2, chunks=2, split="auto"),
 }
 _VISION, _MICROBATCHES = 0.35, 8
-_PROBE = 1_000_000
-"""Elements of the all-reduce that tells how fast messages are here."""
+_FEW, _MANY = 1_000, 1_000_000
+"""Elements of the all-reduces that tell how fast messages are here."""
+_CHAIN = 100
 
 TRAINED = {
     stage: sum(
@@ -51,31 +56,40 @@ class Compared:
 
 
 def compare_times(stage: str, rounds: int) -> dict[str, Compared]:
-    """Measure a step of each layout in a world of two, `rounds` times around; plan the same rows on a machine whose
-    speed makes the first layout right, and whose links are as fast as an all-reduce is here. On every rank."""
+    """Measure a step of each layout in a world of two, `rounds` times around; plan the same rows on a machine that is
+    measured in the same run: its messages and a layer's calls by themselves, its FLOP/s so that the first layout is
+    right. On every rank."""
     rows, work = mixture(stage, _VISION, _MICROBATCHES)
     layouts = {name: _settled(parallel, stage, work) for name, parallel in LAYOUTS.items()}
-    measured: dict[str, list[float]] = {name: [] for name in layouts}
-    for _ in range(rounds):
-        for name, parallel in layouts.items():
-            measured[name].append(_seconds(parallel, stage, rows))
-    medians = {name: statistics.median(times) for name, times in measured.items()}
-    sizes = [
-        RowSizes(
-            segments=tuple(int(length) for length in row.segment_lengths),
-            frames=tuple(int(rows * columns) for _, rows, columns in row.grids),
-            targets=int((row.targets >= 0).sum()),
-        )
-        for row in rows
-    ]
-    link = _link_bandwidth()
+    probes = {
+        "message": lambda: _message_seconds(_FEW),
+        "long message": lambda: _message_seconds(_MANY),
+        "layer": lambda: _layer_seconds(stage),
+    }
+    steps = {name: partial(_seconds, parallel, stage, rows) for name, parallel in layouts.items()}
+    taken = _medians(steps | probes, rounds)
+    sizes = [_sizes(row) for row in rows]
     first = next(iter(layouts))
-    unit = _planned(layouts[first], stage, sizes, 1.0, float("inf"))
-    flops = unit / medians[first]
+    message, layer = taken["message"], taken["layer"]
+    link = FP32 * (_MANY - _FEW) / 2 / (taken["long message"] - message)  # a round sends half of it
+    calls = Machine(gpu=_processor(math.inf, link), efficiency=1.0, message_seconds=message, layer_seconds=layer)
+    bare = Machine(gpu=_processor(1.0, math.inf), efficiency=1.0, message_seconds=0.0)
+    flops = _planned(layouts[first], stage, sizes, bare)
+    flops /= taken[first] - _planned(layouts[first], stage, sizes, calls)
+    host = replace(calls, gpu=_processor(flops, link))
     return {
-        name: Compared(measured=medians[name], planned=_planned(parallel, stage, sizes, flops, link))
+        name: Compared(measured=taken[name], planned=_planned(parallel, stage, sizes, host))
         for name, parallel in layouts.items()
     }
+
+
+def _medians(probes: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Each measured once a round: what the host does beside reaches all of them."""
+    found: dict[str, list[float]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, probe in probes.items():
+            found[name].append(probe())
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def _settled(parallel: ParallelConfig, stage: str, work: object) -> ParallelConfig:
@@ -100,24 +114,56 @@ def _seconds(parallel: ParallelConfig, stage: str, rows: Sequence) -> float:
     return best
 
 
-def _link_bandwidth() -> float:
-    """Bytes a second that a rank sends in an all-reduce of two ranks, the fastest of ten."""
-    values = torch.ones(_PROBE)
-    best = float("inf")
-    for _ in range(10):
-        dist.barrier()
-        started = time.perf_counter()
-        dist.all_reduce(values)
-        best = min(best, time.perf_counter() - started)
-    return values.nbytes / best
+def _message_seconds(elements: int) -> float:
+    """Of each of the two rounds of an all-reduce, between which both ranks compute, as layers do: one waits for the
+    other and has to be woken. One right after the other they take a third of it."""
+    narrow, wide = torch.ones(80, 256), torch.ones(256, 2048)  # about as long as the matrices of a layer
+    values = torch.zeros(elements)
+    best = {False: math.inf, True: math.inf}
+    for _ in range(5):
+        for told in best:
+            dist.barrier()
+            started = time.perf_counter()
+            for _ in range(_CHAIN):
+                torch.mm(narrow, wide)
+                if told:
+                    dist.all_reduce(values)
+            dist.barrier()
+            best[told] = min(best[told], (time.perf_counter() - started) / _CHAIN)
+    return (best[True] - best[False]) / 2
 
 
-def _planned(parallel: ParallelConfig, stage: str, sizes: Sequence[RowSizes], flops: float, link: float) -> float:
-    gpu = Gpu(name="CPU", flops=flops, memory=1e12, memory_bandwidth=float("inf"), link_bandwidth=link)
-    machine = Machine(gpu=gpu, efficiency=1.0)
+def _layer_seconds(stage: str) -> float:
+    """Of a layer's way forward or back over a row of hardly any tokens."""
+    generator = np.random.default_rng(0)
+    seconds = []
+    for count in (2, 10):
+        rows = [sized_row(generator, TIMED.language.vocab_size, 16, [(1, 2, 2)]) for _ in range(count)]
+        seconds.append(_seconds(LAYOUTS["DP2"], stage, rows))
+    (piece,) = _pieces(LAYOUTS["DP2"], stage)
+    blocks = sum(piece.num_blocks(_sizes(rows[0]), backward) for backward in (False, True))
+    return (seconds[1] - seconds[0]) / (4 * blocks)  # of two ranks each has four rows more
+
+
+def _sizes(row: PackedRow) -> RowSizes:
+    return RowSizes(
+        segments=tuple(int(length) for length in row.segment_lengths),
+        frames=tuple(int(rows * columns) for _, rows, columns in row.grids),
+        targets=int((row.targets >= 0).sum()),
+    )
+
+
+def _processor(flops: float, link: float) -> Gpu:
+    return Gpu(name="CPU", flops=flops, memory=1e12, memory_bandwidth=math.inf, link_bandwidth=link)
+
+
+def _pieces(parallel: ParallelConfig, stage: str) -> list[Piece]:
     kernels = kernels_of(parallel, "fp32", on_gpu=False)
-    pieces = cut(TIMED, parallel, kernels, STAGES[stage], language_split(TIMED, parallel))
+    return cut(TIMED, parallel, kernels, STAGES[stage], language_split(TIMED, parallel))
+
+
+def _planned(parallel: ParallelConfig, stage: str, sizes: Sequence[RowSizes], machine: Machine) -> float:
     dp_size = parallel.data_size(2)
     replicas = [list(sizes[number::dp_size]) for number in range(dp_size)]
     trained = TRAINED[stage] // (parallel.tensor * parallel.pipeline)
-    return step_time(pieces, replicas, trained, machine).seconds
+    return step_time(_pieces(parallel, stage), replicas, trained, machine).seconds

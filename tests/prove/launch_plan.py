@@ -1,11 +1,13 @@
-"""The plan against what was measured (item 3): bytes that ranks hold, the order of passes, ratios of step times."""
+"""The plan against what was measured (item 3): bytes that ranks hold and send, the order of passes, ratios of step
+times."""
 
 from dataclasses import replace
 
-from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.config import KernelConfig, ParallelConfig, RecomputeConfig
 from tests.harness.layouts import STAGES
 from tests.harness.pass_order import pass_order
 from tests.harness.planned_memory import peak_in_step
+from tests.harness.planned_messages import pass_messages
 from tests.harness.planned_times import LAYOUTS as TIMED_LAYOUTS
 from tests.harness.planned_times import Compared, compare_times
 from tests.prove.case import Case, Cell
@@ -18,6 +20,14 @@ ORDERS = {
     "PP4": (ParallelConfig(pipeline=4), 6),
     "PP4, fewer microbatches than stages": (ParallelConfig(pipeline=4), 2),
     "PP2 interleaved": (ParallelConfig(pipeline=2, chunks=2), 6),
+}
+_SPLIT = ParallelConfig(tensor=2, sequence_parallel=True)
+SENT = {
+    "TP2": ParallelConfig(tensor=2),
+    "TP2+SP": _SPLIT,
+    "TP2+SP, not overlapped": replace(_SPLIT, kernels=KernelConfig(overlap_tensor=False)),
+    "TP2+SP, recomputed": replace(_SPLIT, recompute=RecomputeConfig(vision="full", language="full")),
+    "TP2, recomputed": ParallelConfig(tensor=2, recompute=RecomputeConfig(vision="full", language="full")),
 }
 ROUNDS = 3
 
@@ -33,6 +43,7 @@ def cases() -> dict[str, Case]:
         f"plan/memory/one process/bf16/recompute {again}": _memory("one process", "bf16", again) for again in AGAIN[1:]
     }
     found |= {f"plan/order/{name}": _order(name) for name in ORDERS}
+    found |= {f"plan/messages/{layout}": _messages(layout) for layout in SENT}
     return found | {f"plan/times/{stage}": _times(stage) for stage in ("stage1", "stage2")}
 
 
@@ -70,6 +81,22 @@ def _order(name: str) -> Case:
         return [Cell(name=said, measured=wrong, limit=0, unit=f"of {2 * microbatches * parallel.num_pieces}")]
 
     return Case(item=3, names=(said,), run=run)
+
+
+def _messages(layout: str) -> Case:
+    names = {stage: f"{layout}, {stage}: what passes send to the tensor group, off what is planned" for stage in STAGES}
+
+    def run(context: Context) -> list[Cell]:
+        cells = []
+        for stage, name in names.items():
+            ranks = context.run(2, pass_messages, parallel=SENT[layout], stage=stage)
+            pairs = [pair for passes in ranks for pair in passes]
+            off = sum(abs(seen.rounds - said.rounds) + abs(seen.nbytes - said.nbytes) for seen, said in pairs)
+            rounds, nbytes = (sum(getattr(seen, unit) for seen, _ in pairs) for unit in ("rounds", "nbytes"))
+            cells.append(Cell(name=name, measured=off, limit=0, unit=f"of {rounds} rounds and {nbytes:.0f} bytes"))
+        return cells
+
+    return Case(item=3, names=tuple(names.values()), run=run)
 
 
 def _times(stage: str) -> Case:

@@ -56,10 +56,24 @@ def late_warmup() -> Mend:
     return replace_name(launch.planning.timeline, "passes", make)
 
 
+def gathered_once() -> Mend:
+    """Backward of a layer that learns gathers no input again, as the plan has it."""
+    from launch.planning.messages import TensorAxis
+
+    def make(blocks: Callable[..., Any]) -> Callable[..., Any]:
+        def planted(self: TensorAxis, number: int, part: str, *rest: Any) -> Any:
+            return blocks(replace(self, trainable=()), number, part, *rest)
+
+        return planted
+
+    return replace_name(TensorAxis, "_blocks", make)
+
+
 PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "flight_forgotten": (flight_forgotten, ("plan/memory/PP2/bf16",)),
     "pixels_forgotten": (pixels_forgotten, ("plan/memory/one process/fp32",)),
     "half_saved": (half_saved, ("plan/memory/one process/bf16",)),
     "accumulators_forgotten": (accumulators_forgotten, ("plan/memory/TP2/bf16",)),
+    "gathered_once": (gathered_once, ("plan/messages/TP2+SP",)),
     "late_warmup": (late_warmup, ("plan/order/PP2",)),
 }

@@ -1,4 +1,4 @@
-"""A plan against what really happens: bytes held, order of passes, weights of built ranks."""
+"""A plan against what really happens: bytes held and sent, order of passes, weights of built ranks."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from parallel.world import imagined_rank
 from tests.harness.layouts import MODEL, OPTIMIZER, stage_config
 from tests.harness.pass_order import pass_order
 from tests.harness.planned_memory import ROWS, peak_in_step
+from tests.harness.planned_messages import pass_messages
 from tests.prove.context import Worlds
 from train.optimizer import state_bytes
 
@@ -42,6 +43,13 @@ def test_the_simulated_order_is_that_of_a_real_step(chunks: int, worlds: Worlds)
     parallel = ParallelConfig(pipeline=2, chunks=chunks)
     orders = worlds.run(2, pass_order, parallel=parallel, microbatches=4)
     assert all(seen == simulated and len(seen) == 8 * chunks for seen, simulated in orders)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_planned_messages_are_those_that_passes_send(split: bool, worlds: Worlds) -> None:
+    parallel = ParallelConfig(tensor=2, sequence_parallel=split, recompute=RecomputeConfig(language="full"))
+    for passes in worlds.run(2, pass_messages, parallel=parallel, stage="stage2"):
+        assert len(passes) == 6 and all(seen == planned and seen.rounds for seen, planned in passes)
 
 
 @pytest.mark.parametrize("tied", [True, False])
