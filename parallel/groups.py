@@ -13,7 +13,7 @@ from parallel.config import ParallelConfig
 from parallel.grid import Grid
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class Groups:
     """Coordinates and process groups of this rank.
 

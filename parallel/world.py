@@ -76,7 +76,8 @@ def model_parallel(config: ParallelConfig, device: torch.device, seed: int) -> I
     finally:
         parallel_state.destroy_model_parallel()
         # megatron-core only forgets its groups: some fifty threads a layout would stay, and spin once a peer is gone.
-        for group in set(distributed_c10d._world.pg_map) - known:
+        # In the order in which they were made, which is the same on all ranks.
+        for group in [group for group in distributed_c10d._world.pg_map if group not in known]:
             dist.destroy_process_group(group)
 
 

@@ -1,5 +1,6 @@
 """What DeepSpeed is given of a run: who is where in the grid, how gradients are kept, and no empty groups."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -12,16 +13,25 @@ class Mpu:
     """The questions DeepSpeed asks about model parallelism, answered for one rank."""
 
     def __init__(self, groups: Groups) -> None:
-        self.get_data_parallel_group = lambda: groups.dp
-        self.get_data_parallel_rank = lambda: groups.dp_rank
-        self.get_data_parallel_world_size = lambda: groups.dp_size
+        # DeepSpeed keeps the last of these in a global. Gloo groups that were held by it would keep their threads when
+        # the layout is left, and one thread of each wakes a hundred times a second.
+        self._held = weakref.ref(groups)
+        self.get_data_parallel_group = lambda: self._groups.dp
+        self.get_data_parallel_rank = lambda: self._groups.dp_rank
+        self.get_data_parallel_world_size = lambda: self._groups.dp_size
         # DeepSpeed sums norms over the "model parallel" group, so it must span tensor and pipeline.
-        self.get_model_parallel_group = lambda: groups.replica
-        self.get_model_parallel_rank = lambda: groups.pp_rank * groups.tp_size + groups.tp_rank
-        self.get_model_parallel_world_size = lambda: groups.replica.size()
-        self.get_tensor_model_parallel_group = lambda: groups.tp
-        self.get_tensor_model_parallel_rank = lambda: groups.tp_rank
-        self.get_tensor_model_parallel_world_size = lambda: groups.tp_size
+        self.get_model_parallel_group = lambda: self._groups.replica
+        self.get_model_parallel_rank = lambda: self._groups.pp_rank * self._groups.tp_size + self._groups.tp_rank
+        self.get_model_parallel_world_size = lambda: self._groups.replica.size()
+        self.get_tensor_model_parallel_group = lambda: self._groups.tp
+        self.get_tensor_model_parallel_rank = lambda: self._groups.tp_rank
+        self.get_tensor_model_parallel_world_size = lambda: self._groups.tp_size
+
+    @property
+    def _groups(self) -> Groups:
+        groups = self._held()
+        assert groups is not None, "DeepSpeed asks about a layout that was left"
+        return groups
 
 
 def deepspeed_config(parallel: ParallelConfig, dp_size: int, clip_norm: float, bf16: bool) -> dict[str, Any]:

@@ -4,10 +4,13 @@ import pytest
 
 from model.memory import held_bytes
 from parallel.config import ParallelConfig
+from parallel.world import model_parallel, pick_device
 from tests.harness.curves import BAND, farthest, learning_curve
 from tests.harness.held_bytes import hold_in_step
+from tests.harness.layouts import start
 from tests.harness.norms import first_update, norm_and_clip_errors
 from tests.harness.precision import accumulation_error, loss_error, reduction_error
+from tests.harness.world import gloo_groups
 from tests.prove.context import LAYOUTS, Worlds
 
 
@@ -77,3 +80,15 @@ def test_each_zero_stage_but_the_first_is_refused() -> None:
         for pipeline in (1, 2):
             with pytest.raises(ValueError, match=rf"parallel.zero={stage}: .*; set parallel.zero=1"):
                 ParallelConfig(zero=stage, pipeline=pipeline)
+
+
+def build_and_close(precision: str) -> None:
+    with model_parallel(ParallelConfig(), pick_device(), seed=0) as groups:
+        start(ParallelConfig(), "stage2", groups, precision=precision).optimizer.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_holds_the_groups_of_a_layout_that_was_left(precision: str, worlds: Worlds) -> None:
+    for _ in range(2):
+        worlds.run(1, build_and_close, precision=precision)
+    assert worlds.run(1, gloo_groups)[0] < 8
