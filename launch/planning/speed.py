@@ -13,8 +13,11 @@ from launch.planning.timeline import Pass, Timeline, simulate
 from model.activations import FP32, RowSizes
 from parallel.gpus import Gpu
 
-_UPDATE_BYTES = 7 * FP32
-"""That AdamW reads and writes for each element: gradient, master and two moments in, the latter three out."""
+_UPDATE_BYTES = 15 * FP32
+"""Read and written for each element of a rank's share: the gradient for two norms, made flat, and clipped; in AdamW
+gradient, master and two moments in, the latter three out; the master into the weights."""
+_REDUCE_BYTES = 6 * FP32
+"""Read and written for each gradient beside what is sent: into a bucket, divided there, and back."""
 
 
 RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
@@ -97,9 +100,17 @@ def step_time(
     between = machine.bandwidth(span * parallel.pipeline)
     lines = [(_timeline(pieces, rows, machine, between), rows) for rows in replicas]
     timeline, rows = max(lines, key=lambda line: line[0].seconds)
+    # An all-reduce a bucket, and a gather.
+    rounds = 2 * -(-trained // parallel.reduce_bucket_elements) + 1 if count > 1 else 0
+    copied = trained * _REDUCE_BYTES if count > 1 else 0
     return StepTime(
         timeline=timeline,
-        reduction=data_bytes / machine.bandwidth(span) + tied_bytes / between,
+        reduction=(
+            data_bytes / machine.bandwidth(span)
+            + tied_bytes / between
+            + rounds * machine.message_seconds
+            + copied / machine.gpu.memory_bandwidth
+        ),
         update=trained / count * _UPDATE_BYTES / machine.gpu.memory_bandwidth,
         traffic=Traffic(
             tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows) + tied_bytes, data=data_bytes

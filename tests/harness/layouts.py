@@ -136,16 +136,18 @@ def start(
     precision: str = "fp32",
     std: float = 0.05,
     changes: dict[str, Any] | None = None,
+    bucket_elements: int = 100_000,
 ) -> Stage:
     """Build one training stage over given rows (default: 5 uneven steps) with every weight filled by its name.
 
-    `changes` are fields of its StageConfig that are to be otherwise.
+    `changes` are fields of its StageConfig that are to be otherwise. Buckets of the reduction are so small that even
+    these models fill several.
     """
     built = filled_model(parallel, stage, groups, model=model, precision=precision, std=std)
     run = SimpleNamespace(
         stage=stage_config(stage, changes),
         optimizer=OPTIMIZER,
-        parallel=replace(parallel, reduce_bucket_elements=100_000),
+        parallel=replace(parallel, reduce_bucket_elements=bucket_elements),
         precision=precision,
     )
     optimizer = build_optimizer(run, built, groups)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data.types import PackedRow
 from launch.planning.piece import Piece, cut
 from launch.planning.speed import Machine, step_time
-from model.activations import FP32, RowSizes, kernels_of
+from model.activations import RowSizes, kernels_of
 from model.balance import balanced_split
 from model.hf_weights import canonical_shape, hf_pieces
 from model.placement import language_split
@@ -34,8 +34,8 @@ LAYOUTS = {
     "PP2 interleaved": ParallelConfig(pipeline=2, chunks=2, split="auto"),
 }
 _VISION, _MICROBATCHES = 0.35, 8
-_FEW, _MANY = 1_000, 1_000_000
-"""Elements of the all-reduces that tell how fast messages are here."""
+_SHORT, _LONG = 1_000, 10_000_000
+"""Elements of the messages that tell how fast they are here; the long ones are in no cache."""
 _CHAIN = 100
 
 TRAINED = {
@@ -57,26 +57,32 @@ class Compared:
 
 def compare_times(stage: str, rounds: int) -> dict[str, Compared]:
     """Measure a step of each layout in a world of two, `rounds` times around; plan the same rows on a machine that is
-    measured in the same run: its messages and a layer's calls by themselves, its FLOP/s so that the first layout is
+    measured in the same run: messages, memory and a layer's calls by themselves, its FLOP/s so that the first layout is
     right. On every rank."""
     rows, work = mixture(stage, _VISION, _MICROBATCHES)
     layouts = {name: _settled(parallel, stage, work) for name, parallel in LAYOUTS.items()}
     probes = {
-        "message": lambda: _message_seconds(_FEW),
-        "long message": lambda: _message_seconds(_MANY),
+        "message": _message_seconds,
+        "link": _link_bandwidth,
+        "memory": _memory_bandwidth,
         "layer": lambda: _layer_seconds(stage),
     }
     steps = {name: partial(_seconds, parallel, stage, rows) for name, parallel in layouts.items()}
     taken = _medians(steps | probes, rounds)
     sizes = [_sizes(row) for row in rows]
     first = next(iter(layouts))
-    message, layer = taken["message"], taken["layer"]
-    link = FP32 * (_MANY - _FEW) / 2 / (taken["long message"] - message)  # a round sends half of it
-    calls = Machine(gpu=_processor(math.inf, link), efficiency=1.0, message_seconds=message, layer_seconds=layer)
-    bare = Machine(gpu=_processor(1.0, math.inf), efficiency=1.0, message_seconds=0.0)
+    processor = Gpu(
+        name="CPU", flops=math.inf, memory=1e12, memory_bandwidth=taken["memory"], link_bandwidth=taken["link"]
+    )
+    calls = Machine(gpu=processor, efficiency=1.0, message_seconds=taken["message"], layer_seconds=taken["layer"])
+    bare = Machine(
+        gpu=replace(processor, flops=1.0, memory_bandwidth=math.inf, link_bandwidth=math.inf),
+        efficiency=1.0,
+        message_seconds=0.0,
+    )
     flops = _planned(layouts[first], stage, sizes, bare)
     flops /= taken[first] - _planned(layouts[first], stage, sizes, calls)
-    host = replace(calls, gpu=_processor(flops, link))
+    host = replace(calls, gpu=replace(processor, flops=flops))
     return {
         name: Compared(measured=taken[name], planned=_planned(parallel, stage, sizes, host))
         for name, parallel in layouts.items()
@@ -99,38 +105,54 @@ def _settled(parallel: ParallelConfig, stage: str, work: object) -> ParallelConf
 
 
 def _seconds(parallel: ParallelConfig, stage: str, rows: Sequence) -> float:
-    """Of the fastest of three steps, which ranks begin together."""
+    """Of a step."""
     with model_parallel(parallel, pick_device(), seed=0) as groups:
         way = Repeated(TIMED, parallel, stage, groups, list(rows), 4)
         way.step()
-        best = float("inf")
-        for _ in range(3):
-            dist.barrier()
-            started = time.perf_counter()
-            way.step()
-            dist.barrier()
-            best = min(best, time.perf_counter() - started)
+        seconds = _fastest(way.step, 3)
         way.made.optimizer.close()
-    return best
+    return seconds
 
 
-def _message_seconds(elements: int) -> float:
+def _message_seconds() -> float:
     """Of each of the two rounds of an all-reduce, between which both ranks compute, as layers do: one waits for the
     other and has to be woken. One right after the other they take a third of it."""
     narrow, wide = torch.ones(80, 256), torch.ones(256, 2048)  # about as long as the matrices of a layer
-    values = torch.zeros(elements)
-    best = {False: math.inf, True: math.inf}
-    for _ in range(5):
-        for told in best:
-            dist.barrier()
-            started = time.perf_counter()
-            for _ in range(_CHAIN):
-                torch.mm(narrow, wide)
-                if told:
-                    dist.all_reduce(values)
-            dist.barrier()
-            best[told] = min(best[told], (time.perf_counter() - started) / _CHAIN)
-    return (best[True] - best[False]) / 2
+    values = torch.zeros(_SHORT)
+
+    def chain(tell: bool) -> None:
+        for _ in range(_CHAIN):
+            torch.mm(narrow, wide)
+            if tell:
+                dist.all_reduce(values)
+
+    return (_fastest(partial(chain, True)) - _fastest(partial(chain, False))) / (2 * _CHAIN)
+
+
+def _link_bandwidth() -> float:
+    """Bytes a second that each rank sends when gradients are reduced and weights gathered."""
+    values, gathered = torch.zeros(_LONG), torch.zeros(2 * _LONG)
+    seconds = _fastest(lambda: dist.all_reduce(values))
+    seconds += _fastest(lambda: dist.all_gather_into_tensor(gathered, values))
+    return 2 * values.nbytes / seconds
+
+
+def _memory_bandwidth() -> float:
+    """Bytes a second that a rank reads and writes while the other does, too."""
+    values, copied = torch.zeros(_LONG), torch.zeros(_LONG)
+    return 2 * values.nbytes / _fastest(lambda: copied.copy_(values))
+
+
+def _fastest(call: Callable[[], object], times: int = 5) -> float:
+    """Seconds until both ranks are done."""
+    best = math.inf
+    for _ in range(times):
+        dist.barrier()
+        started = time.perf_counter()
+        call()
+        dist.barrier()
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def _layer_seconds(stage: str) -> float:
@@ -151,10 +173,6 @@ def _sizes(row: PackedRow) -> RowSizes:
         frames=tuple(int(rows * columns) for _, rows, columns in row.grids),
         targets=int((row.targets >= 0).sum()),
     )
-
-
-def _processor(flops: float, link: float) -> Gpu:
-    return Gpu(name="CPU", flops=flops, memory=1e12, memory_bandwidth=math.inf, link_bandwidth=link)
 
 
 def _pieces(parallel: ParallelConfig, stage: str) -> list[Piece]:

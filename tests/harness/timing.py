@@ -146,7 +146,10 @@ class Repeated:
         steps: int,
         known: bool = False,
     ) -> None:
-        self.made: Stage = start(parallel, stage, groups, model=model, steps=[rows] * steps, std=0.02)
+        bucket = parallel.reduce_bucket_elements  # as runs have it: a message for each tensor would be what is timed
+        self.made: Stage = start(
+            parallel, stage, groups, model=model, steps=[rows] * steps, std=0.02, bucket_elements=bucket
+        )
         batches = self.made.parts.batches
         self._parts = replace(self.made.parts, batches=cast(Batches, Known(batches)) if known else batches)
         self.numbers: list[tuple[float, float]] = []
