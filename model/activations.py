@@ -163,7 +163,8 @@ def row_bytes(
 ) -> int:
     """Of one row on one pipeline stage with `layers` decoder layers.
 
-    Rows through which no gradient goes (the decoder is frozen, and there is no picture) leave nothing.
+    Rows through which no gradient goes (the decoder is frozen, and there is no picture) leave nothing where they come
+    in. What a later pipeline stage is sent wants a gradient in any case (megatron-core, `p2p_communication.py`).
     """
     learns = "language" in trainable
     total = 0
@@ -174,7 +175,7 @@ def row_bytes(
             total += tower_bytes(model.vision, row, parallel, kernels)
         if "merger" in trainable:
             total += merger_bytes(model.vision, model.language.hidden_size, row, kernels)
-    if not learns and not (visual and {"vision", "merger"} & set(trainable)):
+    if is_first and not learns and not (visual and {"vision", "merger"} & set(trainable)):
         return total
     total += layers * decoder_layer_bytes(model.language, row, parallel, kernels, learns)
     if parallel.recompute.language == "none":

@@ -15,7 +15,7 @@ class Mpu:
     def __init__(self, groups: Groups) -> None:
         # DeepSpeed keeps the last of these in a global. Gloo groups that were held by it would keep their threads when
         # the layout is left, and one thread of each wakes a hundred times a second.
-        self._held = weakref.ref(groups)
+        self._reference = weakref.ref(groups)
         self.get_data_parallel_group = lambda: self._groups.dp
         self.get_data_parallel_rank = lambda: self._groups.dp_rank
         self.get_data_parallel_world_size = lambda: self._groups.dp_size
@@ -29,7 +29,7 @@ class Mpu:
 
     @property
     def _groups(self) -> Groups:
-        groups = self._held()
+        groups = self._reference()
         assert groups is not None, "DeepSpeed asks about a layout that was left"
         return groups
 

@@ -123,10 +123,13 @@ class Piece:
 
     def flops(self, row: RowSizes, backward: bool) -> float:
         """Of a pass on this rank; of backward with what is computed again."""
-        ahead = self._flops_of(part_flops(self.model, (), row.work))
+        work = row.work
+        if not self.is_first:  # what comes from another pipeline stage goes back there, picture or not
+            work = replace(work, blind_tokens=0, blind_pairs=0, blind_targets=0)
+        ahead = self._flops_of(part_flops(self.model, (), work))
         if not backward:
             return ahead
-        both = part_flops(self.model, self.trainable, row.work, self.parallel.recompute)
+        both = part_flops(self.model, self.trainable, work, self.parallel.recompute)
         return self._flops_of(both) - ahead
 
     def _flops_of(self, parts: dict[str, int]) -> float:
@@ -135,17 +138,18 @@ class Piece:
         total += parts["head"] if self.is_last else 0
         return total / self.parallel.tensor
 
-    def tensor_messages(self, row: RowSizes, backward: bool) -> Messages:
-        """What this rank sends to its tensor group in a pass."""
+    def tensor_messages(self, row: RowSizes, backward: bool, overlapped: bool = True) -> Messages:
+        """What this rank sends to its tensor group in a pass, with or without what travels beside matrices."""
         if self.parallel.tensor == 1 or (backward and not self.saved(row)):
             return Messages()
-        axis = TensorAxis(model=self.model, parallel=self.parallel, kernels=self.kernels, trainable=self.trainable)
+        kernels = self.kernels if overlapped else replace(self.kernels, overlap=False)
+        axis = TensorAxis(model=self.model, parallel=self.parallel, kernels=kernels, trainable=self.trainable)
         said = axis.layers(self.layers, row, backward)
         said += axis.input(row, backward) if self.is_first else Messages()
         return said + axis.head(row, backward) if self.is_last else said
 
-    def num_blocks(self, row: RowSizes, backward: bool) -> int:
-        """Transformer layers of a pass, those of the vision tower too; of backward with those that are done again."""
+    def block_passes(self, row: RowSizes, backward: bool) -> int:
+        """Layers of decoder and vision tower that a pass goes through; backward with those that it does again."""
         vision, again = self.model.vision, self.parallel.recompute
         if backward and not self.saved(row):
             return 0

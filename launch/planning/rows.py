@@ -3,7 +3,7 @@ sample is read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.plan.plan import Cursor, Plan, RowPlan, assign_rows
 from data.types import SampleIndex
@@ -60,9 +60,16 @@ def imagined_step(run: RunConfig) -> PlannedStep:
 
 def fullest_rows(run: RunConfig) -> list[RowSizes]:
     """The most that the recipe's budgets allow, once in pictures and once in text: no row holds more than the larger of
-    the two, but for how it is cut into samples."""
-    text = RowSizes(segments=_cut(run.data.tokens_per_row), frames=(), targets=run.data.tokens_per_row)
-    return [text] if run.model.vision is None else [_full_row(run), text]
+    the two, but for how it is cut into samples.
+
+    The text has one picture, the smallest: a frozen decoder keeps nothing of a row without any.
+    """
+    tokens = run.data.tokens_per_row
+    text = RowSizes(segments=_cut(tokens), frames=(), targets=tokens)
+    if run.model.vision is None:
+        return [text]
+    smallest = run.data.image.merge_size**2
+    return [_full_row(run), replace(text, frames=(smallest,), targets=tokens - 3)]
 
 
 def _full_row(run: RunConfig) -> RowSizes:

@@ -13,11 +13,9 @@ from launch.planning.timeline import Pass, Timeline, simulate
 from model.activations import FP32, RowSizes
 from parallel.gpus import Gpu
 
-_UPDATE_BYTES = 15 * FP32
-"""Read and written for each element of a rank's share: the gradient for two norms, made flat, and clipped; in AdamW
-gradient, master and two moments in, the latter three out; the master into the weights."""
-_REDUCE_BYTES = 6 * FP32
-"""Read and written for each gradient beside what is sent: into a bucket, divided there, and back."""
+_UPDATE_BYTES = 12 * FP32
+"""Read and written for each element of a rank's share: the gradient for two norms, clipped; in AdamW gradient, master
+and two moments in, the latter three out; the master once more, which goes into the weights."""
 
 
 RESERVE_BYTES, RESERVE_SHARE = 3e9, 0.04
@@ -45,6 +43,9 @@ class Machine:
     layer_seconds: float = 0.0
     """Of a transformer layer's forward, or backward, however short the row. Nothing on a GPU, which computes while the
     next kernels are launched; a processor pays for each call."""
+
+    overlaps: bool = True
+    """Whether inputs that backward gathers again come while matrices are multiplied, so that nobody waits for them."""
 
     @property
     def room(self) -> float:
@@ -102,7 +103,7 @@ def step_time(
     timeline, rows = max(lines, key=lambda line: line[0].seconds)
     # An all-reduce a bucket, and a gather.
     rounds = 2 * -(-trained // parallel.reduce_bucket_elements) + 1 if count > 1 else 0
-    copied = trained * _REDUCE_BYTES if count > 1 else 0
+    copied = _copied_bytes(trained, each, count)
     return StepTime(
         timeline=timeline,
         reduction=(
@@ -111,11 +112,20 @@ def step_time(
             + rounds * machine.message_seconds
             + copied / machine.gpu.memory_bandwidth
         ),
-        update=trained / count * _UPDATE_BYTES / machine.gpu.memory_bandwidth,
+        update=trained / count * (_UPDATE_BYTES + each) / machine.gpu.memory_bandwidth,
         traffic=Traffic(
             tensor=_tensor_bytes(pieces, rows), pipeline=_pipeline_bytes(pieces, rows) + tied_bytes, data=data_bytes
         ),
     )
+
+
+def _copied_bytes(trained: int, each: int, replicas: int) -> float:
+    """Read and written of all gradients of a rank, beside what is sent. fp32: made flat; where they are reduced, into a
+    bucket, divided there and back. Those of bf16 are flat in fp32 from the first: divided in place, zeroed at the end.
+    """
+    if each == FP32:
+        return trained * FP32 * (2 / replicas + (6 if replicas > 1 else 0))
+    return trained * FP32 * (1 + (2 if replicas > 1 else 0))
 
 
 def _tied_bytes(first: Piece) -> float:
@@ -138,8 +148,8 @@ def _timeline(
         key = step.chunk * stages + rank, rows[step.microbatch], step.backward
         if key not in known:
             piece, row, backward = pieces[key[0]], key[1], key[2]
-            said = piece.tensor_messages(row, backward)
-            known[key] = piece.flops(row, backward) / rate + piece.num_blocks(row, backward) * machine.layer_seconds
+            said = piece.tensor_messages(row, backward, overlapped=not machine.overlaps)
+            known[key] = piece.flops(row, backward) / rate + piece.block_passes(row, backward) * machine.layer_seconds
             known[key] += said.nbytes / inside + said.rounds * machine.message_seconds
         return known[key]
 

@@ -34,6 +34,8 @@ ROWS = [
     (330, [(1, 16, 16)]),
     (480, [(1, 20, 24), (1, 8, 8)]),
 ]
+TEXTS = [(512, []), (480, []), (200, [(1, 8, 12)]), (500, [])]
+"""Nothing goes back to the vision tower from most of them, but from later pipeline stages to the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

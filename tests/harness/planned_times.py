@@ -74,14 +74,22 @@ def compare_times(stage: str, rounds: int) -> dict[str, Compared]:
     processor = Gpu(
         name="CPU", flops=math.inf, memory=1e12, memory_bandwidth=taken["memory"], link_bandwidth=taken["link"]
     )
-    calls = Machine(gpu=processor, efficiency=1.0, message_seconds=taken["message"], layer_seconds=taken["layer"])
+    calls = Machine(
+        gpu=processor,
+        efficiency=1.0,
+        message_seconds=taken["message"],
+        layer_seconds=taken["layer"],
+        overlaps=False,
+    )
     bare = Machine(
         gpu=replace(processor, flops=1.0, memory_bandwidth=math.inf, link_bandwidth=math.inf),
         efficiency=1.0,
         message_seconds=0.0,
     )
     flops = _planned(layouts[first], stage, sizes, bare)
-    flops /= taken[first] - _planned(layouts[first], stage, sizes, calls)
+    passes = taken[first] - _planned(layouts[first], stage, sizes, calls)
+    assert passes > 0, f"{taken} leave no time for matrices"
+    flops /= passes
     host = replace(calls, gpu=replace(processor, flops=flops))
     return {
         name: Compared(measured=taken[name], planned=_planned(parallel, stage, sizes, host))
@@ -163,7 +171,7 @@ def _layer_seconds(stage: str) -> float:
         rows = [sized_row(generator, TIMED.language.vocab_size, 16, [(1, 2, 2)]) for _ in range(count)]
         seconds.append(_seconds(LAYOUTS["DP2"], stage, rows))
     (piece,) = _pieces(LAYOUTS["DP2"], stage)
-    blocks = sum(piece.num_blocks(_sizes(rows[0]), backward) for backward in (False, True))
+    blocks = sum(piece.block_passes(_sizes(rows[0]), backward) for backward in (False, True))
     return (seconds[1] - seconds[0]) / (4 * blocks)  # of two ranks each has four rows more
 
 

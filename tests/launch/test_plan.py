@@ -22,6 +22,10 @@ from train.resolve import compose
 H800 = machine_of("h800", 8, 50e9, 0.55)
 
 
+TRAINED = 2_208_985_600
+"""Elements of the 2B."""
+
+
 def large(name: str, rows: int = 16) -> RunConfig:
     """A recipe with few rows, so that its plan takes a moment."""
     return compose(name, [f"data.rows_per_step={rows}"])
@@ -143,6 +147,32 @@ def test_messages_and_calls_take_time_of_their_own() -> None:
     # An all-reduce of two rounds for each half of a layer, one of the embedding, one of the head and three of the loss.
     rounds = 2 * (2 * blocks + (1 + 1 + 3) * len(rows))
     assert seconds[1.0, 0.0] - seconds[0.0, 0.0] == pytest.approx(rounds)
+
+
+def test_a_reduction_and_a_pipeline_pay_for_their_messages() -> None:
+    run = large("qwen2vl_2b_stage2", rows=2)
+    taken = {}
+    for layout, parallel in (("data", ParallelConfig()), ("pipeline", ParallelConfig(pipeline=2))):
+        plain, slow = (
+            plan_stage(replace(run, parallel=parallel), rows_of(run), 2, replace(H800, message_seconds=seconds))
+            for seconds in (0.0, 1e3)
+        )
+        taken[layout] = (slow.time.seconds - plain.time.seconds) / 1e3
+    buckets = -(-TRAINED // ParallelConfig().reduce_bucket_elements)
+    assert taken["data"] == pytest.approx(2 * buckets + 1)
+    # There and back: the second row's messages are on their way at the same time.
+    assert taken["pipeline"] == pytest.approx(2, abs=0.001)
+
+
+def test_memory_takes_time_to_read_and_write() -> None:
+    run = large("qwen2vl_2b_stage2", rows=2)
+    seconds = []
+    for bandwidth in (H800.gpu.memory_bandwidth, H800.gpu.memory_bandwidth / 1e3):
+        machine = replace(H800, gpu=replace(H800.gpu, memory_bandwidth=bandwidth))
+        seconds.append(plan_stage(replace(run, parallel=ParallelConfig()), rows_of(run), 2, machine).time.seconds)
+    # bf16: gradients divided (8 bytes) and zeroed (4), a half of them updated (48, and 2 for the weights).
+    due = TRAINED * (8 + 4 + 50 / 2) / H800.gpu.memory_bandwidth * 999
+    assert seconds[1] - seconds[0] == pytest.approx(due, rel=1e-6)
 
 
 def test_a_search_ranks_what_fits_and_takes_the_least_recomputation() -> None:

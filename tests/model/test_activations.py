@@ -99,4 +99,4 @@ def test_the_measure_lets_go_of_its_groups(worlds: Worlds) -> None:
     parallel = ParallelConfig(recompute=RecomputeConfig(vision="full", language="full"))
     for _ in range(2):
         worlds.run(1, saved, stage="stage2", parallel=parallel, precision="fp32")
-    assert worlds.run(1, gloo_groups)[0] < 8
+    assert 1 <= worlds.run(1, gloo_groups)[0] < 8  # the world's own group is one

@@ -91,4 +91,4 @@ def build_and_close(precision: str) -> None:
 def test_nothing_holds_the_groups_of_a_layout_that_was_left(precision: str, worlds: Worlds) -> None:
     for _ in range(2):
         worlds.run(1, build_and_close, precision=precision)
-    assert worlds.run(1, gloo_groups)[0] < 8
+    assert 1 <= worlds.run(1, gloo_groups)[0] < 8  # the world's own group is one

@@ -1,12 +1,14 @@
 """The plan against what was measured (item 3): bytes that ranks hold and send, the order of passes, ratios of step
 times."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from parallel.config import KernelConfig, ParallelConfig, RecomputeConfig
 from tests.harness.layouts import STAGES
 from tests.harness.pass_order import pass_order
-from tests.harness.planned_memory import peak_in_step
+from tests.harness.planned_memory import ROWS, TEXTS, peak_in_step
 from tests.harness.planned_messages import pass_messages
 from tests.harness.planned_times import LAYOUTS as TIMED_LAYOUTS
 from tests.harness.planned_times import Compared, compare_times
@@ -42,14 +44,15 @@ def cases() -> dict[str, Case]:
     found |= {
         f"plan/memory/one process/bf16/recompute {again}": _memory("one process", "bf16", again) for again in AGAIN[1:]
     }
+    found["plan/memory/PP2/text"] = _memory("PP2", "fp32", "none", ", most rows text alone", TEXTS)
     found |= {f"plan/order/{name}": _order(name) for name in ORDERS}
     found |= {f"plan/messages/{layout}": _messages(layout) for layout in SENT}
     return found | {f"plan/times/{stage}": _times(stage) for stage in ("stage1", "stage2")}
 
 
-def _memory(layout: str, precision: str, again: str) -> Case:
+def _memory(layout: str, precision: str, again: str, said: str = "", rows: Sequence[Any] = ROWS) -> Case:
     names = {
-        stage: f"{layout}, {precision}, recompute {again}, {stage}: planned bytes off those held, the worst rank"
+        stage: f"{layout}, {precision}, recompute {again}, {stage}{said}: planned bytes off those held, the worst rank"
         for stage in STAGES
     }
 
@@ -59,7 +62,7 @@ def _memory(layout: str, precision: str, again: str) -> Case:
         parallel = replace(parallel, recompute=recompute)
         cells = []
         for stage, name in names.items():
-            ranks = context.run(size, peak_in_step, parallel=parallel, stage=stage, precision=precision)
+            ranks = context.run(size, peak_in_step, parallel=parallel, stage=stage, precision=precision, rows=rows)
             worst = max(ranks, key=lambda rank: abs(rank.error))
             unit = f"relative; {worst.measured / 1e6:.1f} MB held, {worst.planned.most / 1e6:.1f} planned"
             cells.append(Cell(name=name, measured=abs(worst.error), limit=0.05, unit=unit))

@@ -14,7 +14,7 @@ from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.world import imagined_rank
 from tests.harness.layouts import MODEL, OPTIMIZER, stage_config
 from tests.harness.pass_order import pass_order
-from tests.harness.planned_memory import ROWS, peak_in_step
+from tests.harness.planned_memory import ROWS, TEXTS, peak_in_step
 from tests.harness.planned_messages import pass_messages
 from tests.prove.context import Worlds
 from train.optimizer import state_bytes
@@ -23,18 +23,19 @@ FULL = RecomputeConfig(vision="full", language="full")
 
 
 @pytest.mark.parametrize(
-    ("size", "parallel", "stage", "precision"),
+    ("size", "parallel", "stage", "precision", "rows"),
     [
-        (1, ParallelConfig(recompute=FULL), "stage2", "bf16"),
-        (2, ParallelConfig(tensor=2, sequence_parallel=True), "stage1", "fp32"),
-        (2, ParallelConfig(pipeline=2), "stage3", "bf16"),
+        (1, ParallelConfig(recompute=FULL), "stage2", "bf16", ROWS[:4]),
+        (2, ParallelConfig(tensor=2, sequence_parallel=True), "stage1", "fp32", ROWS[:4]),
+        (2, ParallelConfig(pipeline=2), "stage3", "bf16", ROWS[:4]),
+        (2, ParallelConfig(pipeline=2), "stage1", "fp32", TEXTS),
     ],
-    ids=["recomputed", "tensor ranks", "pipeline stages"],
+    ids=["recomputed", "tensor ranks", "pipeline stages", "text on pipeline stages"],
 )
 def test_planned_bytes_are_those_that_a_step_holds(
-    size: int, parallel: ParallelConfig, stage: str, precision: str, worlds: Worlds
+    size: int, parallel: ParallelConfig, stage: str, precision: str, rows: Any, worlds: Worlds
 ) -> None:
-    for peak in worlds.run(size, peak_in_step, parallel=parallel, stage=stage, precision=precision, rows=ROWS[:4]):
+    for peak in worlds.run(size, peak_in_step, parallel=parallel, stage=stage, precision=precision, rows=rows):
         assert abs(peak.error) < 0.05, peak
 
 
