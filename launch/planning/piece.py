@@ -134,9 +134,10 @@ class Piece:
 
     def _flops_of(self, parts: dict[str, int]) -> float:
         total = parts["layers"] * self.layers / self.model.language.num_layers
-        total += parts.get("vision", 0) + parts.get("merger", 0) if self.is_first else 0
+        total += parts.get("vision", 0) if self.is_first else 0
         total += parts["head"] if self.is_last else 0
-        return total / self.parallel.tensor
+        merger = parts.get("merger", 0) if self.is_first else 0  # every tensor rank has all of it
+        return total / self.parallel.tensor + merger
 
     def tensor_messages(self, row: RowSizes, backward: bool, overlapped: bool = True) -> Messages:
         """What this rank sends to its tensor group in a pass, with or without what travels beside matrices."""

@@ -170,9 +170,9 @@ def _tensor_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
 
 
 def _pipeline_bytes(pieces: Sequence[Piece], rows: Sequence[RowSizes]) -> float:
-    """Hidden states on, gradients back: a piece between two others sends both."""
+    """Hidden states on, gradients back, of each piece; of two pipeline stages each has a piece at one end."""
     parallel = pieces[0].parallel
     if parallel.pipeline == 1:
         return 0.0
-    ways = 2 if len(pieces) > 2 else 1
-    return ways * parallel.chunks * sum(pieces[0].message_bytes(row) for row in rows)
+    sent = 2 * parallel.chunks - (parallel.pipeline == 2)
+    return sent * sum(pieces[0].message_bytes(row) for row in rows)

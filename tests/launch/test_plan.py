@@ -164,6 +164,16 @@ def test_a_reduction_and_a_pipeline_pay_for_their_messages() -> None:
     assert taken["pipeline"] == pytest.approx(2, abs=0.001)
 
 
+@pytest.mark.parametrize(("pipeline", "chunks", "sent"), [(2, 1, 1), (2, 2, 3), (4, 1, 2), (4, 2, 4)])
+def test_a_rank_sends_hidden_states_on_and_gradients_back(pipeline: int, chunks: int, sent: int) -> None:
+    run = large("qwen2vl_7b_stage2", rows=4)
+    parallel = ParallelConfig(pipeline=pipeline, chunks=chunks)
+    (rows,) = rows_of(run).steps[0].replicas(1)
+    plan = plan_stage(replace(run, parallel=parallel), rows_of(run), pipeline, H800)
+    # bf16; the 7B ties no embedding, whose gradient would be a message as well
+    assert plan.time.traffic.pipeline == sent * sum(row.tokens for row in rows) * run.model.language.hidden_size * 2
+
+
 def test_memory_takes_time_to_read_and_write() -> None:
     run = large("qwen2vl_2b_stage2", rows=2)
     seconds = []

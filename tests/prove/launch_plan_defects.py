@@ -56,6 +56,20 @@ def late_warmup() -> Mend:
     return replace_name(launch.planning.timeline, "passes", make)
 
 
+def text_forgotten() -> Mend:
+    """A row of text keeps nothing where the decoder is frozen, on whatever pipeline stage."""
+    import launch.planning.piece
+
+    def make(row_bytes: Callable[..., int]) -> Callable[..., int]:
+        def planted(model: Any, row: Any, parallel: Any, kernels: Any, trainable: Any, **where: Any) -> int:
+            kept = row.patches or "language" in trainable
+            return row_bytes(model, row, parallel, kernels, trainable, **where) if kept else 0
+
+        return planted
+
+    return replace_name(launch.planning.piece, "row_bytes", make)
+
+
 def gathered_once() -> Mend:
     """Backward of a layer that learns gathers no input again, as the plan has it."""
     from launch.planning.messages import TensorAxis
@@ -74,6 +88,7 @@ PLANTS: dict[str, tuple[Callable[[], Mend], tuple[str, ...]]] = {
     "pixels_forgotten": (pixels_forgotten, ("plan/memory/one process/fp32",)),
     "half_saved": (half_saved, ("plan/memory/one process/bf16",)),
     "accumulators_forgotten": (accumulators_forgotten, ("plan/memory/TP2/bf16",)),
+    "text_forgotten": (text_forgotten, ("plan/memory/PP2/text",)),
     "gathered_once": (gathered_once, ("plan/messages/TP2+SP",)),
     "late_warmup": (late_warmup, ("plan/order/PP2",)),
 }
